@@ -1,0 +1,45 @@
+# Deux commandes suffisent : « make demo » et « make test ». Le reste est ici.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint services stop status reset reconcile
+
+help:            ## cette liste
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+$(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+install: $(VENV)/installed  ## l'environnement virtuel .venv et tous les paquets
+
+demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérification au centime
+	$(BIN)/python -m services up
+	cd exercice3 && ../$(BIN)/python demo.py
+
+test: install    ## tous les tests, sur une pile à part
+	$(BIN)/python -m pytest
+
+lint: install    ## style et types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+services: install  ## démarre les serveurs sans Docker
+	$(BIN)/python -m services up
+
+stop: install    ## arrête les serveurs
+	$(BIN)/python -m services down
+
+status: install  ## état des serveurs
+	$(BIN)/python -m services status
+
+reconcile: install  ## compare les ventes à chaque étape, quand vous voulez
+	cd exercice3 && ../$(BIN)/python reconcile.py
+
+reset: install   ## arrête les serveurs et efface toutes leurs données
+	$(BIN)/python -m services reset

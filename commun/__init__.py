@@ -1,0 +1,6 @@
+"""Ce que tous les scripts partagent et qu'un cours n'expliquerait pas au tableau.
+
+- ``cli`` : analyse des options en français, arrêt propre, codes de sortie ;
+- ``settings`` : environnement et valeurs par défaut de la pile locale ;
+- ``kafka`` : variables ``KAFKA_…``, attente de Kafka, création d'un topic, lettres mortes.
+"""

@@ -1,0 +1,158 @@
+"""Ligne de commande : options en français, arrêt propre, codes de sortie, journal."""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from commun.errors import PipelineError
+
+log = logging.getLogger("pipeline")
+
+# argparse ne parle qu'anglais : ses phrases, et les nôtres.
+_FRENCH = (
+    (r"unrecognized arguments: (.*)", r"option ou argument inconnu : \1"),
+    (r"the following arguments are required: (.*)", r"il manque : \1"),
+    (r"argument (.*): expected one argument", r"\1 attend une valeur"),
+    (r"argument (.*): expected at least one argument", r"\1 attend au moins une valeur"),
+    (r"argument (.*): ignored explicit argument (.*)", r"\1 n'attend pas de valeur (reçu : \2)"),
+    (r"argument (.*): not allowed with argument (.*)", r"\1 et \2 ne vont pas ensemble"),
+    (r"argument (.*): invalid choice: (.*) \(choose from (.*)\)", r"\1 : \2 n'est pas un choix possible (\3)"),
+    (r"argument (.*): invalid \w+ value: (.*)", r"\1 : \2 n'est pas une valeur possible"),
+    (r"argument (.*?): (.*)", r"\1 : \2"),
+)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Garde la mise en page de la docstring et dit « Usage : »."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, "Usage : " if prefix is None else prefix)
+
+
+class Parser(argparse.ArgumentParser):
+    """Analyseur dont l'aide et les erreurs sont en français.
+
+    ``doc`` est la docstring du script : elle devient le texte de ``--help``.
+    Une mauvaise option termine le script avec le code 2.
+    """
+
+    def __init__(self, doc: str | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            description=(doc or "").strip(), formatter_class=_Formatter, add_help=False, allow_abbrev=False, **kwargs
+        )
+        self._positionals.title, self._optionals.title = "Arguments ", "Options "
+        self.add_argument("-h", "--help", action="help", help="affiche cette aide")
+
+    def option(self, name: str, *, help: str, env: str | None = None, default: Any = None, **kwargs: Any) -> None:
+        """Ajoute une option dont la valeur par défaut peut venir de la variable d'environnement ``env``."""
+        notes = []
+        if env:
+            notes.append(f"variable {env}")
+            default = os.environ.get(env) or default
+        if default is not None and kwargs.get("action") is None:
+            notes.append(f"défaut : {default}")
+        text = help + (f" [{' ; '.join(notes)}]" if notes else "")
+        self.add_argument(name, default=default, help=text.replace("%", "%%"), **kwargs)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Lit les options, puis ouvre le journal au niveau demandé par ``--log-level``."""
+        self.option(
+            "--log-level", env="LOG_LEVEL", default="info", choices=("debug", "info", "warning", "error"),
+            help="détail du journal, écrit sur la sortie d'erreur",
+        )  # fmt: skip
+        args = self.parse_args(argv)
+        logging.basicConfig(
+            level=args.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        )
+        for library in ("pymongo", "schedule", "faker"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        for pattern, sentence in _FRENCH:
+            if match := re.fullmatch(pattern, message):
+                message = match.expand(sentence)
+                break
+        self.exit(2, f"{self.prog} : {message}. Voyez « {self.prog} --help ».\n")
+
+
+def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callable[[str], Any]:
+    """Type d'option : un nombre de type ``kind``, strictement positif (ou nul si ``zero``)."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = -1
+        if not (0 < value < float("inf") or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text!r} n'est pas un nombre {'positif ou nul' if zero else 'positif'}")
+        return value
+
+    return convert
+
+
+class Stop:
+    """Demande d'arrêt : Ctrl-C ou SIGTERM lève le drapeau, le script finit ce qui est en vol.
+
+    Un second Ctrl-C n'attend plus et interrompt le script.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Attend au plus ``seconds`` secondes ; vrai si l'arrêt est demandé."""
+        return self._event.wait(max(0.0, seconds))
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Exécute ``main`` et termine le processus : 0 réussi ou arrêté, 1 empêché, 2 mauvais usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        code = main()
+        sys.stdout.flush()
+    except PipelineError as error:
+        code = _failed(str(error))
+    except BrokenPipeError:
+        # « | head » a fermé le tube : ce n'est pas une erreur, et plus rien n'est à écrire.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = _failed("Interrompu avant la fin.")
+    except Exception as error:
+        code = _failed(f"Erreur imprévue : {error} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail.")
+    sys.exit(code)
+
+
+def _failed(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    log.debug("Détail :", exc_info=True)
+    return 1
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Vrai si ``stream`` est un terminal."""
+    return stream.isatty()
+
+
+def french_number(value: float | int, decimals: int = 0) -> str:
+    """Nombre à la française : ``french_number(12345.6, 2)`` donne ``12 345,60``."""
+    return f"{value:,.{decimals}f}".replace(",", " ").replace(".", ",")

@@ -1,0 +1,119 @@
+"""Kafka : variables d'environnement, attente du cluster, création d'un topic, lettres mortes."""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from commun.errors import PipelineError
+from commun.settings import bootstrap_servers
+
+log = logging.getLogger("pipeline")
+
+START_HINT = "démarrez les services avec « make services » ou « docker-compose up -d »"
+# Variables KAFKA_… d'autres outils (scripts de Kafka, images, Kubernetes) : elles ne règlent pas le client.
+_FOREIGN = ("HOME", "OPTS", "HEAP_OPTS", "LOG4J_OPTS", "JVM_PERFORMANCE_OPTS", "JMX_OPTS", "GC_LOG_OPTS", "VERSION")
+_KUBERNETES = ("PORT", "SERVICE_")
+
+Config = dict[str, Any]
+
+
+def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), bootstrap: str | None = None) -> Config:
+    """Complète le dictionnaire d'un script par l'environnement.
+
+    ``KAFKA_SECURITY_PROTOCOL=SASL_SSL`` règle ``security.protocol``, et de même toute
+    propriété de librdkafka : un cluster protégé ne demande aucun code. Les propriétés
+    ``guaranteed``, sur lesquelles repose la garantie du script, ne se changent pas.
+    Lève PipelineError si une variable y touche.
+    """
+    result: Config = {"bootstrap.servers": bootstrap or bootstrap_servers(), "broker.address.family": "v4", **config}
+    for variable, value in sorted(os.environ.items()):
+        name = variable.removeprefix("KAFKA_")
+        if name == variable or name in _FOREIGN or name.startswith(_KUBERNETES) or name == "BOOTSTRAP_SERVERS":
+            continue
+        key = name.lower().replace("__", "\0").replace("_", ".").replace("\0", "_")
+        if key in guaranteed:
+            raise PipelineError(f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la.")
+        result[key] = value
+    result["logger"] = logging.getLogger("librdkafka")
+    result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL if not log.isEnabledFor(logging.DEBUG) else logging.DEBUG)
+    return result
+
+
+def connect(factory: Any, config: Config) -> Any:
+    """``factory(config)``, où une propriété inconnue devient une phrase (PipelineError)."""
+    try:
+        return factory(config)
+    except KafkaException as error:
+        raise PipelineError(f"Réglage refusé par le client Kafka : {error.args[0].str()}. Vérifiez vos variables KAFKA_….") from error
+
+
+class Outage:
+    """Dit une fois que Kafka ne répond plus, sans répéter ce que librdkafka redit à chaque essai."""
+
+    QUIET_SECONDS = 60.0
+
+    def __init__(self, servers: str) -> None:
+        self.servers = servers
+        self.said_at = float("-inf")
+
+    def on_error(self, error: KafkaError) -> None:
+        """Rappel ``error_cb`` de librdkafka."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() - self.said_at > self.QUIET_SECONDS:
+            self.said_at = time.monotonic()
+            log.warning("Kafka ne répond plus sur %s : j'attends son retour, rien n'est perdu.", self.servers)
+        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            log.error("Kafka refuse la connexion : %s", error.str())
+
+
+def ensure_topic(config: Config, topic: str, partitions: int, replication_factor: int, timeout: float = 15.0) -> None:
+    """Crée ``topic`` s'il manque ; un topic existant reste tel qu'il est.
+
+    Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
+    au bout de ``timeout`` secondes ou refuse la création.
+    """
+    admin = connect(AdminClient, {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)})
+    try:
+        known = admin.list_topics(timeout=timeout).topics
+    except KafkaException as error:
+        raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
+    if topic in known:
+        return
+    request = NewTopic(topic, num_partitions=partitions, replication_factor=replication_factor)
+    try:
+        admin.create_topics([request], request_timeout=timeout)[topic].result()
+        log.info("Topic %s créé : %d partitions, %d copies.", topic, partitions, replication_factor)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
+
+
+_ADMIN = ("bootstrap.servers", "broker.address.family", "client.id", "error_cb", "logger")
+_SECURITY = ("security.", "sasl.", "ssl.", "enable.ssl.", "socket.", "debug")
+
+
+def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -> None:
+    """Range ``message`` tel quel dans ``topic``, avec la raison et l'origine en en-têtes.
+
+    La file du producteur est attendue si elle est pleine ; l'appelant doit encore
+    s'assurer de la livraison (``flush``) avant d'avancer sa position.
+    """
+    headers = [
+        *(message.headers() or []),
+        ("dlq.reason", reason.encode()),
+        ("dlq.topic", message.topic().encode()),
+        ("dlq.partition", str(message.partition()).encode()),
+        ("dlq.offset", str(message.offset()).encode()),
+        ("dlq.time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode()),
+    ]
+    while True:
+        try:
+            producer.produce(topic, value=message.value(), key=message.key(), headers=headers)
+            return
+        except BufferError:
+            producer.poll(0.1)

@@ -1,0 +1,65 @@
+"""Réglages : l'environnement d'abord, le fichier .env de la pile locale ensuite.
+
+Aucune adresse et aucun mot de passe n'est écrit dans un script : ils viennent
+d'ici. Pour un autre serveur, posez la variable dans l'environnement.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote_plus
+
+from dotenv import dotenv_values
+
+from commun.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBPQ = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+
+
+@cache
+def defaults() -> dict[str, str]:
+    """Contenu de .env, le fichier que docker-compose lit aussi."""
+    return {name: value or "" for name, value in dotenv_values(ROOT / ".env", interpolate=False).items()}
+
+
+def setting(name: str) -> str:
+    """Valeur de la variable ``name`` : environnement, sinon .env.
+
+    Lève PipelineError si elle n'est ni dans l'un ni dans l'autre.
+    """
+    value = os.environ.get(name) or defaults().get(name)
+    if not value:
+        raise PipelineError(f"La variable {name} n'a pas de valeur : posez-la dans l'environnement ou dans {ROOT / '.env'}.")
+    return value
+
+
+def bootstrap_servers() -> str:
+    """Adresses des brokers : ``KAFKA_BOOTSTRAP_SERVERS``, sinon les trois ports de la pile locale."""
+    ports = (setting(f"PORT_KAFKA{node}") for node in (1, 2, 3))
+    return os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or ",".join(f"localhost:{port}" for port in ports)
+
+
+def mongo_uri() -> str:
+    """Adresse de MongoDB : ``MONGO_URI``, sinon le compte des scripts sur la pile locale."""
+    if uri := os.environ.get("MONGO_URI"):
+        return uri
+    user, password, database = (quote_plus(setting(f"MONGO_{part}")) for part in ("USER", "PASSWORD", "DATABASE"))
+    return f"mongodb://{user}:{password}@localhost:{setting('PORT_MONGO')}/{database}?authSource={database}"
+
+
+def postgres_dsn() -> dict[str, str]:
+    """Paramètres de connexion pour psycopg2 : les variables ``PG*`` de libpq, complétées par .env.
+
+    libpq lit lui-même les autres variables (``PGSSLMODE``, ``PGSERVICE``, ``PGPASSFILE``…). Si
+    ``PGSERVICE`` est posée, c'est lui qui décide de tout et .env n'ajoute rien. Dès que ``PGHOST``
+    désigne un autre serveur, le mot de passe de .env ne lui est pas envoyé.
+    """
+    if "PGSERVICE" in os.environ:
+        return {}
+    foreign = os.environ.get("PGHOST", setting("PGHOST")) != defaults().get("PGHOST")
+    return {
+        key: setting(name)
+        for key, name in LIBPQ.items()
+        if not (foreign and key == "password" and name not in os.environ)
+    }

@@ -1,0 +1,190 @@
+"""Les serveurs du projet en simples processus, sans Docker.
+
+    python -m services up            démarre tout et attend que chaque service réponde
+    python -m services down          arrête tout, les données restent
+    python -m services status        qui tourne, sur quel port, depuis quand
+    python -m services logs kafka2   fin du journal d'un service
+    python -m services kill kafka2   tue un service (kill -9), pour voir
+    python -m services restart kafka2
+    python -m services reset         arrête tout et efface toutes les données
+
+Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
+ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1.
+Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor
+from concurrent.futures import wait as wait_futures
+
+from commun.cli import Parser, run
+from commun.errors import PipelineError
+from commun.settings import ROOT
+from services import health, install
+from services.stack import NAMES, Stack
+from services.supervise import RUNNING, Supervisor
+
+READY_SECONDS = 90
+LOG_LINES = 40
+
+
+def say(sentence: str) -> None:
+    """Une ligne d'avancement, sur la sortie d'erreur."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def up(stack: Stack) -> None:
+    """Installe, démarre et attend tous les services ; sans effet sur ceux qui tournent."""
+    start = time.monotonic()
+    supervisor = Supervisor(stack)
+    states = supervisor.states()
+    if not states:
+        supervisor.end_orphans()
+    running = {name for name, info in states.items() if info["statename"] in RUNNING}
+    services = stack.services(classpath="")
+    if problems := [p for s in services if s.name not in running and (p := health.taken_port(s))]:
+        raise PipelineError("\n".join(problems))
+    files = install.install(stack, say)
+    services = stack.services(install.classpath(files))
+    say(f"Démarrage de {', '.join(NAMES)}…")
+    supervisor.start(services)
+    await_services(stack, supervisor, NAMES)
+    if created := health.create_topics(stack):
+        say(f"Topics créés : {', '.join(created)}.")
+    engine = "mongod" if stack.mongod else "SecantusDB (protocole de MongoDB ; mongod n'est pas installé)"
+    say(f"Tout répond, en {time.monotonic() - start:.0f} s. MongoDB est ici : {engine}.")
+
+
+def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
+    """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond."""
+    questions = health.checks(stack)
+    talking = threading.Lock()
+
+    def one(name: str) -> None:
+        seconds = health.wait(
+            name, questions[name], READY_SECONDS,
+            running=lambda: supervisor.states().get(name, {}).get("statename") in (*RUNNING, "BACKOFF"),
+            log=stack.logs / f"{name}.log",
+        )  # fmt: skip
+        with talking:
+            say(f"  {name:<9} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        done, _ = wait_futures([pool.submit(one, name) for name in names], return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+
+
+def down(stack: Stack) -> None:
+    """Arrête tout."""
+    supervisor = Supervisor(stack)
+    if not supervisor.alive() and not supervisor.orphans():
+        say("Rien ne tourne.")
+        return
+    say("Arrêt des services…")
+    supervisor.shutdown()
+    say("Tout est arrêté ; les données restent dans " + str(stack.data))
+
+
+def status(stack: Stack) -> int:
+    """Affiche l'état de chaque service ; 0 si tous tournent et répondent, 1 sinon."""
+    states = Supervisor(stack).states()
+    questions = health.checks(stack)
+    healthy = True
+    for name in NAMES:
+        info = states.get(name, {})
+        alive = info.get("statename") in RUNNING
+        answers = alive and questions[name]()
+        healthy &= answers
+        word = "répond" if answers else "tourne mais ne répond pas" if alive else "arrêté"
+        since = f"pid {info['pid']}, depuis {info['now'] - info['start']} s" if alive else ""
+        print(f"{name:<9} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
+    print(f"Données : {stack.data}")
+    if stack.postgres_home != stack.data:
+        print(f"Données de PostgreSQL : {stack.postgres_data} (root travaille dans un dossier fermé aux autres comptes)")
+    return 0 if healthy else 1
+
+
+def logs(stack: Stack, name: str) -> None:
+    """Affiche la fin du journal d'un service."""
+    path = stack.logs / f"{name}.log"
+    if not path.exists():
+        raise PipelineError(f"{name} n'a pas encore de journal : démarrez les services avec « make services ».")
+    print("\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]))
+
+
+def restart(stack: Stack, name: str) -> None:
+    """Arrête un service s'il tourne, puis le démarre et attend qu'il réponde."""
+    supervisor = Supervisor(stack)
+    if not supervisor.alive():
+        raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
+    supervisor.stop(name)
+    supervisor.start_one(name)
+    await_services(stack, supervisor, [name])
+
+
+def reset(stack: Stack) -> None:
+    """Arrête tout et efface les données des serveurs et les fichiers exportés."""
+    down(stack)
+    exports = os.environ.get("EXPORT_DIR") or ROOT / "exercice3" / "exports"
+    for folder in (stack.data, stack.runtime, exports):
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"Données effacées : {stack.data} et {exports}")
+
+
+@contextlib.contextmanager
+def alone(stack: Stack) -> Iterator[None]:
+    """Une seule commande à la fois par pile : deux « up » simultanés se suivent."""
+    with stack.runtime.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options de la ligne de commande."""
+    parser = Parser(__doc__, prog="python -m services")
+    commands = ("up", "down", "status", "logs", "kill", "restart", "reset", "lock")
+    parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
+    parser.add_argument("name", metavar="service", nargs="?", choices=NAMES, help=", ".join(NAMES))
+    args = parser.parse(argv)
+    if (args.command in ("logs", "kill", "restart")) != (args.name is not None):
+        parser.error(f"« {args.command} » {'attend un nom de service' if args.name is None else 'ne prend pas de nom'}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse(argv)
+    stack = Stack()
+    if args.command == "status":
+        return status(stack)
+    if args.command == "logs":
+        logs(stack, args.name)
+        return 0
+    with alone(stack):
+        match args.command:
+            case "up":
+                up(stack)
+            case "down":
+                down(stack)
+            case "kill":
+                say(f"{args.name} (pid {Supervisor(stack).kill(args.name)}) est tué.")
+            case "restart":
+                restart(stack, args.name)
+            case "reset":
+                reset(stack)
+            case "lock":
+                install.lock()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

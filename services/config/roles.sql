@@ -1,0 +1,16 @@
+-- Rôles et base de PostgreSQL, créés une seule fois par le superutilisateur, à la
+-- naissance du serveur (docker-compose : /docker-entrypoint-initdb.d ; pile locale :
+-- psql). Noms et mots de passe viennent de l'environnement, donc de .env.
+\set ON_ERROR_STOP on
+\getenv owner PIPELINE_USER
+\getenv owner_password PIPELINE_PASSWORD
+\getenv database PIPELINE_DATABASE
+\getenv tableau_password TABLEAU_PASSWORD
+
+CREATE ROLE :"owner" LOGIN PASSWORD :'owner_password';
+CREATE DATABASE :"database" OWNER :"owner";
+
+-- Tableau se connecte avec ce rôle. exercice3/schema.sql lui donne ses droits de
+-- lecture ; les transactions en lecture seule ne sont qu'une ceinture de plus.
+CREATE ROLE tableau LOGIN PASSWORD :'tableau_password';
+ALTER ROLE tableau SET default_transaction_read_only = on;

@@ -1,0 +1,143 @@
+"""Le service répond-il vraiment ? On l'interroge comme le ferait un script."""
+
+import http.client
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import psycopg2
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from commun.errors import PipelineError
+from commun.settings import LIBPQ, setting
+from services.stack import CONFIG, CONTROLLER_OFFSET, KAFKA_NODES, Service, Stack
+
+Check = Callable[[], bool]
+REPLICAS = 3
+
+
+def checks(stack: Stack) -> dict[str, Check]:
+    """Une question par service ; elle renvoie vrai quand le service a bien répondu."""
+    return {
+        **{name: _kafka_check(stack, node) for node, name in enumerate(KAFKA_NODES, start=1)},
+        "connect": lambda: _connect_answers(stack.ports["connect"]),
+        "mongodb": lambda: _mongodb_answers(stack.ports["mongodb"]),
+        "postgres": lambda: _postgres_answers(stack.ports["postgres"]),
+    }
+
+
+def create_topics(stack: Stack) -> list[str]:
+    """Crée les topics de ``config/topics.conf`` qui manquent ; renvoie leurs noms."""
+    wanted = {topic.topic: topic for topic in read_topics(CONFIG / "topics.conf")}
+    admin = AdminClient({"bootstrap.servers": _brokers(stack), "broker.address.family": "v4", "log_level": 0})
+    missing = wanted.keys() - admin.list_topics(timeout=15).topics.keys()
+    for topic, outcome in admin.create_topics([wanted[name] for name in missing]).items() if missing else ():
+        try:
+            outcome.result()
+        except KafkaException as error:
+            raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
+    return sorted(missing)
+
+
+def read_topics(path: Path) -> list[NewTopic]:
+    """Topics d'un fichier « nom partitions réglage=valeur,… » ; les lignes « # » sont des commentaires."""
+    topics = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            name, partitions, *rest = line.split()
+            config = dict(pair.split("=", 1) for pair in ",".join(rest).split(",") if pair)
+            topics.append(NewTopic(name, int(partitions), REPLICAS, config=config))
+    return topics
+
+
+def taken_port(service: Service) -> str | None:
+    """Phrase qui nomme qui occupe déjà le port de ``service``, ou None s'il est libre."""
+    ports = [service.port, *([service.port + CONTROLLER_OFFSET] if service.name in KAFKA_NODES else [])]
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports:
+            holder = f"{psutil.Process(connection.pid).name()} (pid {connection.pid})" if connection.pid else "un autre compte"
+            return (
+                f"Le port {connection.laddr.port} de {service.name} est pris par {holder} : arrêtez ce programme, "
+                f"ou choisissez un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
+            )
+    return None
+
+
+def _brokers(stack: Stack) -> str:
+    return ",".join(f"localhost:{stack.ports[name]}" for name in KAFKA_NODES)
+
+
+def _kafka_check(stack: Stack, node: int) -> Check:
+    """Vrai quand le nœud ``node`` répond lui-même et se compte parmi les brokers du cluster."""
+    address = f"localhost:{stack.ports[f'kafka{node}']}"
+    admin: list[AdminClient] = []
+
+    def answers() -> bool:
+        if not admin:
+            admin.append(AdminClient({"bootstrap.servers": address, "broker.address.family": "v4", "log_level": 0,
+                                      "reconnect.backoff.ms": 100, "reconnect.backoff.max.ms": 300}))  # fmt: skip
+        try:
+            return node in admin[0].list_topics(timeout=1).brokers
+        except KafkaException:
+            return False
+
+    return answers
+
+
+def _connect_answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _mongodb_answers(port: int) -> bool:
+    database = setting("MONGO_DATABASE")
+    try:
+        with MongoClient[dict[str, object]](
+            "localhost", port, username=setting("MONGO_USER"), password=setting("MONGO_PASSWORD"), authSource=database,
+            serverSelectionTimeoutMS=1000, directConnection=True,
+        ) as client:  # fmt: skip
+            client[database].list_collection_names()
+        return True
+    except PyMongoError:
+        return False
+
+
+def _postgres_answers(port: int) -> bool:
+    try:
+        account = {key: setting(name) for key, name in LIBPQ.items()} | {"host": "127.0.0.1", "port": str(port)}
+        psycopg2.connect(**account, connect_timeout=2).close()
+        return True
+    except psycopg2.OperationalError:
+        return False
+
+
+def wait(name: str, check: Check, seconds: float, running: Check, log: Path) -> float:
+    """Attend que ``check`` réponde vrai ; renvoie le temps passé, en secondes.
+
+    Lève PipelineError si le processus meurt ou se tait plus de ``seconds`` secondes.
+    """
+    start = time.monotonic()
+    while not check():
+        if not running():
+            raise PipelineError(f"{name} s'est arrêté en démarrant. Fin de son journal ({log}) :\n{_tail(log)}")
+        if time.monotonic() - start > seconds:
+            raise PipelineError(f"{name} ne répond pas au bout de {seconds:.0f} s : lisez {log}.")
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(vide)"

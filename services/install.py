@@ -1,0 +1,228 @@
+"""Ce qui se fait une fois : jars, formatage de Kafka, initdb, comptes de MongoDB.
+
+Chaque étape s'achève par un fichier témoin ou un renommage : interrompue (Ctrl-C,
+coupure), elle recommence proprement au démarrage suivant.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from commun.errors import PipelineError
+from commun.settings import setting
+from services.stack import CONFIG, KAFKA_NODES, Stack
+
+with warnings.catch_warnings():
+    # Une dépendance de jgo s'inquiète d'une variable XDG absente, dont elle ne se sert pas ici.
+    warnings.simplefilter("ignore")
+    import jgo
+    from jgo.config import GlobalSettings
+    from jgo.maven import MavenContext
+
+JARS = Path(__file__).parent / "jars"
+Say = Callable[[str], None]
+
+
+def jars(say: Say) -> list[Path]:
+    """Chemins des jars de ``kafka.lock``, téléchargés s'ils manquent et vérifiés par leur SHA-256.
+
+    Ils vont dans le cache de Maven (``~/.m2/repository``), que tous les projets partagent.
+    La liste est figée et complète, car jgo 3.2 résout autrement que Maven : il
+    choisissait ``kafka-clients`` 3.9.1 pour des brokers 4.3.1.
+    """
+    context = MavenContext(
+        repo_cache=GlobalSettings.load().repo_cache, remote_repos={"central": jgo.MAVEN_CENTRAL_URL}
+    )
+
+    def fetch(line: str) -> Path:
+        digest, coordinates = line.split()
+        group, name, version = coordinates.split(":")
+        artifact = context.project(group, name).at_version(version).artifact()
+        path = artifact.cached_path
+        if path.exists():
+            if _sha256(path) == digest:
+                return path
+            path.unlink()  # téléchargement interrompu
+        path = artifact.resolve()
+        if _sha256(path) != digest:
+            path.unlink()
+            raise PipelineError(f"Le fichier téléchargé pour {coordinates} n'est pas celui attendu : recommencez.")
+        return path
+
+    lines = (JARS / "kafka.lock").read_text(encoding="utf-8").split("\n")
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    say(f"Jars de Kafka : {len(wanted)} fichiers (60 Mo, téléchargés la première fois)…")
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            return list(pool.map(fetch, wanted))
+        except (OSError, RuntimeError) as error:
+            raise PipelineError(f"Téléchargement des jars impossible ({error}) : vérifiez l'accès à Internet.") from error
+
+
+def lock() -> None:
+    """Récrit ``kafka.lock`` depuis ``pom.xml`` avec Maven, seul juge des versions."""
+    listing = JARS / "list.txt"
+    maven = ["mvn", "-q", "-B", "-f", str(JARS / "pom.xml"), "dependency:resolve", f"-DoutputFile={listing}"]
+    subprocess.run([*maven, "-DincludeScope=runtime"], check=True)
+    repository = Path.home() / ".m2" / "repository"
+    rows = []
+    for line in listing.read_text(encoding="utf-8").splitlines():
+        parts = line.strip().split(" ")[0].split(":")
+        if len(parts) == 5:
+            group, name, _, version, _ = parts
+            jar = repository / group.replace(".", "/") / name / version / f"{name}-{version}.jar"
+            rows.append((f"{group}:{name}:{version}", _sha256(jar)))
+    listing.unlink()
+    header = "# SHA-256 et coordonnées Maven de chaque jar. Écrit par « python -m services lock », ne pas modifier.\n"
+    text = header + "".join(f"{digest} {coordinates}\n" for coordinates, digest in sorted(rows))
+    (JARS / "kafka.lock").write_text(text, encoding="utf-8")
+
+
+def install(stack: Stack, say: Say) -> list[Path]:
+    """Prépare tout ce que les services attendent ; renvoie les jars de Kafka."""
+    for folder in (stack.data, stack.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    stack.runtime.mkdir(mode=0o700, exist_ok=True)
+    files = jars(say)
+    plugins = stack.data / "connect-plugins"
+    plugins.mkdir(exist_ok=True)
+    for old in plugins.iterdir():
+        old.unlink()
+    for jar in files:
+        # Depuis Kafka 3.2, connect-file n'est plus sur le chemin par défaut : il lui faut un dossier de greffons.
+        if jar.name.startswith("connect-file-"):
+            (plugins / jar.name).symlink_to(jar)
+    stack.write_properties(plugins)
+    with ThreadPoolExecutor() as pool:
+        steps = [pool.submit(step, stack, say) for step in (_init_postgres, _init_mongodb)]
+        steps += [pool.submit(_format_kafka, stack, name, classpath(files)) for name in KAFKA_NODES]
+        for step in steps:
+            step.result()
+    return files
+
+
+def classpath(files: list[Path]) -> str:
+    """Chemin de classes Java ; connect-file en est exclu, Connect le charge comme greffon."""
+    return os.pathsep.join(str(jar) for jar in files if not jar.name.startswith("connect-file-"))
+
+
+def _format_kafka(stack: Stack, name: str, classes: str) -> None:
+    if (stack.kafka_data[name] / "meta.properties").exists():
+        return
+    _run(
+        stack.java(classes, "kafka.tools.StorageTool", "format", "--ignore-formatted",
+                   "--cluster-id", setting("CLUSTER_ID"), "--config", str(stack.data / f"{name}.properties")),
+        f"Kafka refuse de formater {stack.kafka_data[name]}",
+    )  # fmt: skip
+
+
+def _init_postgres(stack: Stack, say: Say) -> None:
+    user = stack.postgres_user
+    if stack.postgres_home == stack.runtime:
+        stack.runtime.chmod(0o711)
+    if not stack.postgres_bin.exists():
+        draft = stack.runtime / "pginstall18.tmp"
+        shutil.copytree(stack.postgres_package, draft, dirs_exist_ok=True, symlinks=True)
+        draft.rename(stack.runtime / "pginstall18")
+    if (stack.postgres_data / "PG_VERSION").exists():
+        return
+    say("PostgreSQL : création du serveur (initdb)…")
+    # Tout se fait dans un dossier provisoire, renommé à la fin : interrompu, cela recommence.
+    draft = stack.postgres_data.with_name("postgres.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as name:
+        # Le serveur n'écoute encore que sur une socket de ce dossier (un chemin court : 107 octets au plus).
+        private = Path(name)
+        password = private / "password"
+        password.write_text(setting("POSTGRES_PASSWORD"), encoding="utf-8")
+        draft.mkdir(mode=0o700)
+        if user:
+            for path in (private, password, draft):
+                shutil.chown(path, user)
+        _create_postgres(stack, draft, private, password)
+    draft.rename(stack.postgres_data)
+
+
+def _create_postgres(stack: Stack, draft: Path, private: Path, password: Path) -> None:
+    """Crée le serveur dans ``draft``, puis ses rôles et sa base (``roles.sql``)."""
+    user, superuser, programs = stack.postgres_user, setting("POSTGRES_USER"), stack.postgres_bin
+    _run(
+        [str(programs / "initdb"), "-D", str(draft), "-U", superuser, f"--pwfile={password}", "--auth-local=trust",
+         *setting("POSTGRES_INITDB_ARGS").split()],
+        "initdb a échoué", user=user,
+    )  # fmt: skip
+    control = [str(programs / "pg_ctl"), "-D", str(draft), "-w", "-l", str(draft / "initdb.log")]
+    _run([*control, "-o", f"-c listen_addresses= -k {private}", "start"], "PostgreSQL ne démarre pas", user=user)
+    try:
+        _run(
+            [str(programs / "psql"), "-X", "-q", "-h", str(private), "-U", superuser, "-d", "postgres",
+             "-f", str(CONFIG / "roles.sql")],
+            "La création des rôles PostgreSQL a échoué",
+            environment={
+                "PIPELINE_USER": setting("PGUSER"), "PIPELINE_PASSWORD": setting("PGPASSWORD"),
+                "PIPELINE_DATABASE": setting("PGDATABASE"), "TABLEAU_PASSWORD": setting("TABLEAU_PASSWORD"),
+            },
+        )  # fmt: skip
+    finally:
+        _run([*control, "-m", "fast", "stop"], "PostgreSQL ne s'arrête pas", user=user)
+
+
+def _init_mongodb(stack: Stack, say: Say) -> None:
+    done = stack.data / f"{stack.mongo_data.name}.ready"
+    if done.exists():
+        return
+    say("MongoDB : création des comptes…")
+    shutil.rmtree(stack.mongo_data, ignore_errors=True)
+    stack.mongo_data.mkdir(parents=True)
+    with (stack.logs / "mongodb-init.log").open("wb") as output:
+        server = subprocess.Popen(stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data)
+        try:
+            _create_mongo_users(stack.ports["mongodb"])
+        finally:
+            server.terminate()
+            server.wait(30)
+    done.touch()
+
+
+def _create_mongo_users(port: int, timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    with MongoClient("localhost", port, serverSelectionTimeoutMS=500, directConnection=True) as client:
+        while True:
+            try:
+                client.admin.command("ping")
+                break
+            except PyMongoError as error:
+                if time.monotonic() > deadline:
+                    raise PipelineError("MongoDB ne démarre pas : lisez logs/mongodb-init.log.") from error
+        accounts = (
+            ("admin", setting("MONGO_ADMIN_USER"), setting("MONGO_ADMIN_PASSWORD"), ["root"]),
+            (setting("MONGO_DATABASE"), setting("MONGO_USER"), setting("MONGO_PASSWORD"), setting("MONGO_ROLES").split(",")),
+        )
+        for database, user, password, roles in accounts:
+            client[database].command("createUser", user, pwd=password, roles=roles)
+
+
+def _run(command: list[str], failure: str, user: str | None = None, environment: dict[str, str] | None = None) -> None:
+    """Exécute ``command`` ; PipelineError avec la fin de sa sortie si elle échoue."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    done = subprocess.run(
+        command, env=inherited | (environment or {}), user=user, capture_output=True, text=True, cwd="/", check=False
+    )
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines()[-5:]
+        raise PipelineError(f"{failure} :\n" + "\n".join(lines))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
