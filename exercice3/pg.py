@@ -1,0 +1,298 @@
+"""Charge dans PostgreSQL (table ventes) les fichiers CSV terminés par schedule_export.py.
+
+    python pg.py                           charge ce qui est nouveau, puis s'arrête
+    python pg.py --watch                   continue : un passage toutes les 5 secondes
+    python pg.py exports/ventes_data.csv   charge ce fichier-là
+
+Garantit : un fichier chargé deux fois, à moitié écrit, ou chargé par deux programmes à la
+fois ne change rien ; la table n'est jamais remplacée, les vues et les connexions ouvertes
+de Tableau restent valables. Les ventes d'un fichier, ses rejets et son inscription dans
+ventes_chargements sont une seule transaction. Une ligne refusée va dans ventes_rejets.
+Ne garantit pas : que deux fichiers différents qui contiennent la même vente s'accordent ;
+le dernier chargé l'emporte.
+Ensuite : ouvrez Tableau, ou psql avec le rôle tableau.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from commun.cli import Parser, Stop, positive, run
+from commun.errors import PipelineError
+from commun.settings import postgres_dsn
+from exercice3.ventes import FIELDS
+
+log = logging.getLogger("pipeline")
+
+FOLDER = Path(__file__).parent
+EXPORT_DIR = FOLDER / "exports"
+LOTS = "ventes_[0-9]*.json"  # les manifestes des lots, sans celui de l'historique complet
+EVERY_SECONDS = 5.0
+SCHEMA_LOCK = 7_305_808  # un seul programme à la fois applique le schéma
+csv.field_size_limit(16 * 1024 * 1024)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # octet nul, ou octet qui n'est pas de l'UTF-8
+
+CREATE_STAGING = """
+    CREATE TEMPORARY TABLE tampon (ligne bigint, id text, produit text, region text, montant text, date_vente text)
+    ON COMMIT DROP
+"""
+# FORCE_NOT_NULL : un champ vide est un texte vide, pas un NULL ; load.sql le jugera.
+COPY = "COPY tampon FROM STDIN WITH (FORMAT csv, FORCE_NOT_NULL (id, produit, region, montant, date_vente))"
+REGISTER = """
+    INSERT INTO ventes_chargements (fichier, sha256, lignes) VALUES (%(fichier)s, %(sha256)s, %(lignes)s)
+    ON CONFLICT DO NOTHING
+"""
+REJECT = """
+    INSERT INTO ventes_rejets (fichier, sha256, ligne, raison, contenu)
+    VALUES (%(fichier)s, %(sha256)s, %(ligne)s, %(raison)s, %(contenu)s)
+"""
+
+
+@dataclass
+class Manifest:
+    """Ce que l'export promet d'un fichier : son nom, son nombre de lignes, sa somme SHA-256."""
+
+    path: Path
+    fichier: str
+    lignes: int
+    sha256: str
+
+
+class BadFile(Exception):
+    """Le fichier n'est pas (encore) celui que décrit son manifeste."""
+
+
+class Rows:
+    """Flux de lecture d'un CSV pour COPY : numérote les lignes, écarte celles qui n'ont pas la bonne forme.
+
+    ``read`` rend du CSV prêt pour le tampon ; ``lines`` et ``digest`` disent ensuite ce qui a été
+    lu, ``rejects`` ce qui a été écarté : numéro de ligne, raison, contenu. Mémoire bornée.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self.lines = 0
+        self.rejects: list[tuple[int, str, str]] = []
+        self._source = csv.reader(self._text(file))
+        self._rows = self._accepted()
+
+    def read(self, size: int = -1) -> str:
+        """Environ ``size`` caractères de CSV, une chaîne vide à la fin : ce que COPY demande."""
+        sink = _Sink()
+        write = csv.writer(sink).writerow
+        for row in self._rows:
+            write(row)
+            if sink.length >= size > 0:
+                break
+        return sink.text()
+
+    def _text(self, file: BinaryIO) -> Iterator[str]:
+        for line in file:
+            self.digest.update(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+    def _accepted(self) -> Iterator[list[str | int]]:
+        header = next(self._source, None)
+        if header != list(FIELDS):
+            raise BadFile(f"l'en-tête attendu est « {','.join(FIELDS)} »")
+        while True:
+            number = self._source.line_num + 1
+            try:
+                row = next(self._source)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self.lines += 1
+                self.rejects.append((number, f"CSV illisible : {error}", ""))
+                continue
+            self.lines += 1
+            if len(row) != len(FIELDS):
+                self._reject(number, f"{len(row)} champs au lieu de {len(FIELDS)}", row)
+            elif _UNSTORABLE.search("".join(row)):
+                self._reject(number, "octet nul ou texte qui n'est pas en UTF-8", row)
+            else:
+                yield [number, *row]
+
+    def _reject(self, number: int, reason: str, row: list[str]) -> None:
+        content = ",".join(row).replace("\0", "\\x00").encode("utf-8", "surrogateescape")
+        self.rejects.append((number, reason, content.decode("utf-8", "backslashreplace")))
+
+
+class _Sink:
+    """Accumule ce que csv.writer écrit."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.length = 0
+
+    def write(self, text: str) -> None:
+        self.parts.append(text)
+        self.length += len(text)
+
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
+def apply_schema(connection: Connection) -> None:
+    """Crée ce qui manque du schéma ; sans effet sur ce qui existe."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+        cursor.execute((FOLDER / "schema.sql").read_text(encoding="utf-8"))
+    for notice in connection.notices:
+        if "tableau" in notice:
+            log.warning("PostgreSQL : %s", notice.strip())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Manifeste d'un fichier CSV ; lève BadFile s'il n'existe pas ou n'a pas de sens."""
+    try:
+        data = json.loads(path.with_suffix(".json").read_bytes())
+        return Manifest(path.with_suffix(".csv"), data["fichier"], int(data["lignes"]), data["sha256"])
+    except FileNotFoundError:
+        raise BadFile(f"pas de manifeste {path.with_suffix('.json').name} : le fichier n'est pas terminé") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"manifeste illisible ({error})") from error
+
+
+def load(connection: Connection, manifest: Manifest) -> bool:
+    """Charge un fichier en une transaction ; faux s'il l'était déjà.
+
+    Lève BadFile, sans rien changer, si le fichier n'est pas celui du manifeste.
+    """
+    names: dict[str, Any] = {"fichier": manifest.fichier, "sha256": manifest.sha256, "lignes": manifest.lignes}
+    with connection, connection.cursor() as cursor, open_file(manifest.path) as file:
+        # L'inscription d'abord : un second programme attend ici la fin du premier, puis n'a plus rien à faire.
+        cursor.execute(REGISTER, names)
+        if not cursor.rowcount:
+            return False
+        cursor.execute(CREATE_STAGING)
+        rows = Rows(file)
+        cursor.copy_expert(COPY, rows)
+        if (rows.lines, rows.digest.hexdigest()) != (manifest.lignes, manifest.sha256):
+            raise BadFile(f"{rows.lines} lignes lues pour {manifest.lignes} annoncées, ou contenu différent")
+        write(cursor, names, rows)
+    return True
+
+
+def write(cursor: Cursor, names: dict[str, Any], rows: Rows) -> None:
+    """Passe du tampon à la table, range les rejets et le dit en une ligne."""
+    for ligne, raison, contenu in rows.rejects:
+        cursor.execute(REJECT, names | {"ligne": ligne, "raison": raison, "contenu": contenu})
+    cursor.execute("UPDATE ventes_chargements SET rejetees = %(rejetees)s WHERE fichier = %(fichier)s AND sha256 = %(sha256)s",
+                   names | {"rejetees": len(rows.rejects)})  # fmt: skip
+    cursor.execute("ANALYZE tampon")
+    cursor.execute((FOLDER / "load.sql").read_text(encoding="utf-8"), names)
+    new, changed, rejected = cursor.fetchone() or (0, 0, 0)
+    log.info("%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", names["fichier"], rows.lines, new, changed, rejected)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Ouvre le CSV ; lève BadFile s'il manque."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BadFile(f"fichier illisible ({error.strerror})") from error
+
+
+def pending(connection: Connection, folder: Path) -> list[Path]:
+    """Manifestes des lots qui ne sont pas encore inscrits, dans l'ordre des lots."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT fichier FROM ventes_chargements")
+        loaded = {name for (name,) in cursor}
+    return [path for path in sorted(folder.glob(LOTS)) if path.with_suffix(".csv").name not in loaded]
+
+
+def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said: set[str]) -> int:
+    """Charge tout ce qui est nouveau ; renvoie le nombre de fichiers mis de côté.
+
+    ``said`` retient les phrases déjà dites : --watch ne les répète pas à chaque passage.
+    """
+    bad = 0
+    for path in args.files or pending(connection, args.export_dir):
+        if stop:
+            break
+        try:
+            if not load(connection, read_manifest(path)) and args.files:
+                log.info("%s : déjà chargé, rien à faire.", path.name)
+        except (BadFile, psycopg2.DataError, psycopg2.IntegrityError) as error:
+            bad += 1
+            sentence = f"{path.with_suffix('.csv').name} n'est pas chargé : {error}."
+            if sentence not in said:
+                log.warning(sentence)
+                said.add(sentence)
+    return bad
+
+
+def watch(args: argparse.Namespace, stop: Stop) -> None:
+    """Un passage toutes les ``--every`` secondes ; PostgreSQL absent, attend son retour et le dit une fois."""
+    connection, down = None, False
+    said: set[str] = set()
+    while not stop:
+        try:
+            connection = connection or open_postgres()
+            load_all(connection, args, stop, said)
+            if down:
+                log.info("PostgreSQL répond de nouveau.")
+            down = False
+        except (PipelineError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            if not down:
+                log.warning("PostgreSQL ne répond plus : j'attends son retour, rien n'est perdu. (%s)", type(error).__name__)
+            connection, down = None, True
+        stop.wait(args.every)
+    if connection:
+        connection.close()
+
+
+def open_postgres() -> Connection:
+    """Connexion à PostgreSQL, schéma en place ; PipelineError si elle est impossible."""
+    try:
+        connection: Connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="pg.py")
+    except psycopg2.OperationalError as error:
+        raise PipelineError(
+            f"PostgreSQL ne répond pas ou refuse la connexion : {str(error).strip().splitlines()[-1]}. Démarrez les services "
+            "avec « make services » ou « docker-compose up -d », ou vérifiez les variables PG…."
+        ) from error
+    apply_schema(connection)
+    return connection
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="fichier", help="fichiers à charger, au lieu du dossier")
+    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
+    parser.option("--watch", action="store_true", help="continue à charger ce qui arrive")
+    parser.option("--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse(argv)
+    stop = Stop()
+    if args.watch:
+        watch(args, stop)
+        return 0
+    connection = open_postgres()
+    try:
+        bad = load_all(connection, args, stop, set())
+    except psycopg2.OperationalError as error:
+        raise PipelineError("PostgreSQL s'est arrêté pendant le chargement : relancez, rien n'est doublé.") from error
+    finally:
+        connection.close()
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,277 @@
+"""Compare les ventes à chaque étape du pipeline : nombre et somme, au centime, quand vous voulez.
+
+    python reconcile.py                  compare maintenant
+    python reconcile.py --wait 30        attend jusqu'à 30 s que tout soit arrivé
+    python reconcile.py --expect 10000   exige en plus 10 000 ventes produites
+
+Étapes : produites (recalculées depuis la graine de chaque suite, sans croire aucun serveur),
+Kafka (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL. Chaque étape
+est comparée à la première, en tout puis par région et par produit.
+Termine avec le code 0 si tout est égal, 1 sinon en disant où.
+Des ventes encore en route sont une différence : relancez, ou donnez --wait.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from commun.cli import Parser, french_number, positive, run
+from commun.errors import PipelineError
+from commun.kafka import START_HINT, client_config, connect
+from commun.settings import mongo_uri, postgres_dsn
+from exercice3.ventes import DATE_FORMAT, InvalidVente, generate, parse, run_of
+
+log = logging.getLogger("pipeline")
+
+TOPIC = "ventes-stream"
+DATABASE = "ventes_db"
+EXPORT_DIR = Path(__file__).parent / "exports"
+LOTS = "ventes_[0-9]*.json"
+RETRY_SECONDS = 1.0
+SHOWN = 5  # différences citées par étape
+
+Key = tuple[str, str]  # région, produit
+
+
+@dataclass
+class Totals:
+    """Ventes d'une étape : nombre et somme en centimes par (région, produit), et remarques."""
+
+    name: str
+    count: Counter[Key] = field(default_factory=Counter)
+    cents: Counter[Key] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, region: str, produit: str, amount: Decimal, count: int = 1) -> None:
+        """Ajoute ``count`` ventes d'un montant total de ``amount`` euros."""
+        self.count[region, produit] += count
+        self.cents[region, produit] += int(amount * 100)
+
+    def by(self, axis: int) -> dict[str, tuple[int, int]]:
+        """Nombre et centimes par région (``axis`` 0) ou par produit (``axis`` 1)."""
+        result: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for key, count in self.count.items():
+            known = result[key[axis]]
+            result[key[axis]] = (known[0] + count, known[1] + self.cents[key])
+        return dict(result)
+
+    def same(self, other: "Totals") -> bool:
+        """Vrai si les deux étapes ont les mêmes ventes et le même montant pour chaque (région, produit)."""
+        return self.count == other.count and self.cents == other.cents
+
+
+def from_kafka(args: argparse.Namespace) -> tuple[Totals, Totals]:
+    """Les ventes distinctes du topic, et ce que producer.py a dû produire d'après leurs identifiants."""
+    config = client_config({"group.id": "reconcile", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}, (),
+                           args.bootstrap_servers)  # fmt: skip
+    kafka, messages, invalid = Totals("Kafka"), 0, 0
+    runs: dict[int, set[int]] = defaultdict(set)  # graine : numéros d'ordre vus
+    others: set[str] = set()
+    foreign = Totals("")
+    consumer = connect(Consumer, config)
+    try:
+        for value in read_topic(consumer, args.topic):
+            messages += 1
+            try:
+                vente = parse(value, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
+            except InvalidVente:
+                invalid += 1
+                continue
+            run_number = run_of(vente.id)
+            seen, mark = (runs[run_number[0]], run_number[1]) if run_number else (others, vente.id)
+            if mark in seen:
+                continue
+            seen.add(mark)  # type: ignore[arg-type]
+            kafka.add(vente.region, vente.produit, vente.montant)
+            if not run_number:
+                foreign.add(vente.region, vente.produit, vente.montant)
+    except KafkaException as error:
+        raise PipelineError(f"Kafka ne répond pas : {START_HINT}.") from error
+    finally:
+        consumer.close()
+    distinct = kafka.count.total()
+    kafka.notes = [f"{messages} messages"] if messages != distinct else []
+    kafka.notes += [f"{invalid} invalides"] * bool(invalid) + [f"{messages - invalid - distinct} répétés"] * (
+        messages - invalid != distinct
+    )
+    return produced(runs, foreign), kafka
+
+
+def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
+    """Valeurs de tous les messages présents dans ``topic`` au moment de l'appel."""
+    metadata = consumer.list_topics(topic, timeout=10).topics[topic]
+    if metadata.error:
+        return
+    ends = {}
+    for number in metadata.partitions:
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
+        if high > low:
+            ends[number] = high
+    consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+    silent_since = time.monotonic()
+    while ends:
+        for message in consumer.consume(5000, 0.2):
+            if message.error():
+                continue
+            silent_since = time.monotonic()
+            yield message.value()
+        for place in consumer.position([TopicPartition(topic, number) for number in ends]):
+            if place.offset >= ends[place.partition]:
+                del ends[place.partition]
+        if time.monotonic() - silent_since > 30:
+            raise PipelineError(f"Kafka ne donne plus rien du topic {topic} depuis 30 s : voyez « make status ».")
+
+
+def produced(runs: dict[int, set[int]], foreign: Totals) -> Totals:
+    """Refait les ventes 1, 2, 3… de chaque graine vue dans Kafka, jusqu'au plus grand numéro.
+
+    Un numéro qui manque dans Kafka fait donc une différence : une vente perdue. Les ventes
+    écrites autrement que par producer.py sont prises telles quelles.
+    """
+    totals = Totals("produites", Counter(foreign.count), Counter(foreign.cents))
+    for seed, numbers in runs.items():
+        first, last = min(numbers), max(numbers)
+        if first > 1:
+            totals.notes.append(f"la suite {seed} commence à {first}")
+        for vente in islice(generate(seed, lambda: datetime.max, 1, start=first), last - first + 1):
+            totals.add(vente.region, vente.produit, vente.montant)
+        if lost := last - first + 1 - len(numbers):
+            totals.faults.append(f"graine {seed} : {lost} ventes ne sont pas dans Kafka")
+    return totals
+
+
+def from_mongodb(args: argparse.Namespace) -> Totals:
+    """Les ventes de MongoDB."""
+    totals = Totals("MongoDB")
+    group = {"_id": {"r": "$region", "p": "$produit"}, "n": {"$sum": 1}, "montant": {"$sum": "$montant"}}
+    try:
+        with MongoClient[dict[str, Any]](mongo_uri(), serverSelectionTimeoutMS=3000) as client:
+            for row in client[DATABASE].ventes.aggregate([{"$group": group}]):
+                totals.add(row["_id"]["r"], row["_id"]["p"], row["montant"].to_decimal(), row["n"])
+    except PyMongoError as error:
+        raise PipelineError(f"MongoDB ne répond pas : {START_HINT}.") from error
+    return totals
+
+
+def from_files(args: argparse.Namespace) -> Totals:
+    """Les ventes des fichiers terminés ; une vente dans deux fichiers est une faute."""
+    totals = Totals("CSV")
+    seen: set[str] = set()
+    twice = 0
+    for manifest in sorted(args.export_dir.glob(LOTS)):
+        with (args.export_dir / json.loads(manifest.read_bytes())["fichier"]).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                twice += row["id"] in seen
+                seen.add(row["id"])
+                totals.add(row["region"], row["produit"], Decimal(row["montant"]))
+    if twice:
+        totals.faults.append(f"{twice} ventes sont dans deux fichiers")
+    return totals
+
+
+def from_postgres(args: argparse.Namespace) -> Totals:
+    """Les ventes de PostgreSQL."""
+    totals = Totals("PostgreSQL")
+    try:
+        connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="reconcile.py")
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT to_regclass('ventes') IS NOT NULL")
+            if cursor.fetchone() == (True,):
+                cursor.execute("SELECT region, produit, sum(montant), count(*) FROM ventes GROUP BY region, produit")
+                for region, produit, amount, count in cursor:
+                    totals.add(region, produit, amount, count)
+        connection.close()
+    except psycopg2.OperationalError as error:
+        raise PipelineError(f"PostgreSQL ne répond pas : {START_HINT}.") from error
+    return totals
+
+
+def differences(steps: Sequence[Totals], expected: int | None) -> list[str]:
+    """Phrases qui disent où les étapes diffèrent de la première ; vide si tout est égal."""
+    reference = steps[0]
+    found = [f"{step.name} : {fault}." for step in steps for fault in step.faults]
+    if expected is not None and reference.count.total() != expected:
+        found.append(f"{expected} ventes étaient attendues, {reference.count.total()} ont été produites.")
+    for step in steps[1:]:
+        keys = sorted(reference.count.keys() | step.count.keys())
+        gaps = [
+            f"{step.name}, {region}, {produit} : {step.count[region, produit] - reference.count[region, produit]:+d} ventes, "
+            f"{french_number((step.cents[region, produit] - reference.cents[region, produit]) / 100, 2)} €."
+            for region, produit in keys
+            if (step.count[region, produit], step.cents[region, produit])
+            != (reference.count[region, produit], reference.cents[region, produit])
+        ]
+        found += gaps[:SHOWN] + ([f"{step.name} : et {len(gaps) - SHOWN} autres différences."] if len(gaps) > SHOWN else [])
+    return found
+
+
+def show(steps: Sequence[Totals]) -> None:
+    """Affiche les totaux de chaque étape, puis le détail par région et par produit."""
+    print(f"{'étape':<12}{'ventes':>10}{'montant (€)':>18}")
+    for step in steps:
+        amount = french_number(sum(step.cents.values()) / 100, 2)
+        notes = f"   ({', '.join(step.notes)})" if step.notes else ""
+        print(f"{step.name:<12}{french_number(step.count.total()):>10}{amount:>18}{notes}")
+    for axis, title in enumerate(("région", "produit")):
+        tables = [step.by(axis) for step in steps]
+        print(f"\n{title:<28}{'ventes':>10}{'montant (€)':>18}   étapes égales")
+        for value in sorted(set().union(*tables)):
+            count, cents = tables[0].get(value, (0, 0))
+            equal = [step.name for step, table in zip(steps, tables, strict=True) if table.get(value, (0, 0)) == (count, cents)]
+            verdict = "toutes" if len(equal) == len(steps) else ", ".join(equal)
+            print(f"{value:<28}{french_number(count):>10}{french_number(cents / 100, 2):>18}   {verdict}")
+
+
+def collect(args: argparse.Namespace) -> list[Totals]:
+    """Les cinq étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
+    postgres, files, mongodb = from_postgres(args), from_files(args), from_mongodb(args)
+    return [*from_kafka(args), mongodb, files, postgres]
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic des ventes")
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
+    parser.option("--expect", type=positive(zero=True), help="nombre de ventes qui doivent avoir été produites")
+    parser.option("--wait", type=positive(float, zero=True), default=0.0, help="attend S secondes au plus que tout soit égal")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    deadline = time.monotonic() + args.wait
+    while True:
+        steps = collect(args)
+        found = differences(steps, args.expect)
+        if not found or time.monotonic() > deadline:
+            break
+        time.sleep(RETRY_SECONDS)
+    show(steps)
+    if found:
+        print("\nDIFFÉRENCES :", *found, sep="\n  ")
+        return 1
+    print(f"\nTout est égal, au centime, de producer.py à PostgreSQL ({french_number(steps[0].count.total())} ventes).")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+-- Schéma de l'exercice 3 dans PostgreSQL (16 ou plus récent). pg.py l'applique à chaque
+-- démarrage : il ne crée que ce qui manque et ne remplace jamais la table ventes, si bien
+-- que les vues, les droits et les connexions ouvertes de Tableau survivent à tout.
+
+CREATE TABLE IF NOT EXISTS ventes (
+    id         text           PRIMARY KEY,
+    produit    text           NOT NULL,
+    region     text           NOT NULL,
+    montant    numeric(10, 2) NOT NULL CHECK (montant > 0 AND montant <> 'NaN'),
+    date_vente timestamp      NOT NULL,
+    charge_le  timestamptz    NOT NULL DEFAULT now()
+);
+
+-- Les trois filtres des tableaux de bord : la période seule, ou avec la région ou le produit.
+CREATE INDEX IF NOT EXISTS ventes_date_vente ON ventes (date_vente);
+CREATE INDEX IF NOT EXISTS ventes_region_date ON ventes (region, date_vente);
+CREATE INDEX IF NOT EXISTS ventes_produit_date ON ventes (produit, date_vente);
+
+COMMENT ON TABLE ventes IS 'Une ligne par vente, chargée par pg.py';
+COMMENT ON COLUMN ventes.id IS 'Identifiant unique de la vente, le même dans Kafka et MongoDB';
+COMMENT ON COLUMN ventes.produit IS 'Produit vendu';
+COMMENT ON COLUMN ventes.region IS 'Région ou pays de la vente';
+COMMENT ON COLUMN ventes.montant IS 'Montant en euros, exact au centime';
+COMMENT ON COLUMN ventes.date_vente IS 'Date et heure locales de la vente, sans fuseau';
+COMMENT ON COLUMN ventes.charge_le IS 'Moment du chargement dans PostgreSQL';
+
+-- Un fichier chargé y est inscrit dans la transaction même de ses ventes : la clé primaire
+-- empêche de le charger deux fois.
+CREATE TABLE IF NOT EXISTS ventes_chargements (
+    fichier   text        NOT NULL,
+    sha256    text        NOT NULL,
+    lignes    bigint      NOT NULL,
+    nouvelles bigint      NOT NULL DEFAULT 0,
+    modifiees bigint      NOT NULL DEFAULT 0,
+    rejetees  bigint      NOT NULL DEFAULT 0,
+    charge_le timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (fichier, sha256)
+);
+COMMENT ON TABLE ventes_chargements IS 'Un fichier CSV chargé par ligne';
+
+CREATE TABLE IF NOT EXISTS ventes_rejets (
+    fichier   text        NOT NULL,
+    sha256    text        NOT NULL,
+    ligne     bigint      NOT NULL,
+    raison    text        NOT NULL,
+    contenu   text        NOT NULL,
+    rejete_le timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (fichier, sha256, ligne)
+);
+COMMENT ON TABLE ventes_rejets IS 'Lignes refusées : fichier, numéro de ligne (l''en-tête est la ligne 1) et raison';
+
+-- Le rôle tableau ne peut que lire : ni écrire, ni créer d'objet, même temporaire.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tableau') THEN
+        CREATE ROLE tableau NOLOGIN;
+        RAISE NOTICE 'Rôle tableau créé sans mot de passe : ALTER ROLE tableau LOGIN PASSWORD ''…'';';
+    END IF;
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO tableau', current_database());
+    GRANT USAGE ON SCHEMA public TO tableau;
+    GRANT SELECT ON ventes TO tableau;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'Droits du rôle tableau non posés : %', SQLERRM;
+END
+$$;

@@ -1,0 +1,181 @@
+"""Une vente : sa forme, ses règles, sa fabrication. Logique pure, sans serveur ni horloge.
+
+    identifiant  texte      unique, « <suite>-<numéro> » pour les ventes de producer.py
+    produit      texte
+    region       texte
+    montant      Decimal    euros, deux décimales au plus, exact : jamais un flottant
+    date_vente   datetime   heure locale du magasin, à la seconde, sans fuseau
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from faker import Faker
+from faker.providers import BaseProvider
+
+DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
+FIELDS = ("id", "produit", "region", "montant", "date_vente")
+CENT = Decimal("0.01")
+MONTANT_MAX = Decimal(100_000)
+TEXT_MAX = 100
+OLDEST = datetime(2000, 1, 1)  # noqa: DTZ001 - sans fuseau, comme date_vente
+FUTURE_TOLERANCE = timedelta(days=1)
+
+# Produit : prix le plus bas, prix le plus haut (euros), popularité.
+PRODUITS = {
+    "Ordinateur portable": (449, 2000, 12),
+    "Smartphone": (149, 1399, 18),
+    "Tablette": (99, 1099, 10),
+    "Téléviseur": (199, 1999, 8),
+    "Console de jeux": (249, 649, 9),
+    "Casque audio": (50, 399, 14),
+    "Montre connectée": (59, 899, 10),
+    "Appareil photo": (129, 2000, 5),
+    "Imprimante": (55, 599, 7),
+    "Enceinte": (50, 499, 7),
+}
+REGIONS = {
+    "Île-de-France": 20, "Auvergne-Rhône-Alpes": 13, "Provence-Alpes-Côte d'Azur": 10, "Occitanie": 9, "Bretagne": 7,
+    "Belgique": 9, "Suisse": 8, "Allemagne": 11, "Espagne": 7, "Italie": 6,
+}  # fmt: skip
+# Ventes par heure de la journée : la nuit presque rien, une pointe à midi, une autre le soir.
+HEURES = (1, 1, 0, 0, 0, 1, 2, 4, 7, 10, 12, 15, 18, 14, 12, 12, 14, 18, 20, 17, 12, 8, 5, 2)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_RUN_ID = re.compile(r"([0-9a-f]{8})-(\d{8,})")
+
+
+class Vente(NamedTuple):
+    """Une vente valide."""
+
+    id: str
+    produit: str
+    region: str
+    montant: Decimal
+    date_vente: datetime
+
+
+class InvalidVente(ValueError):
+    """Ce message n'est pas une vente ; le texte dit pourquoi, en une phrase."""
+
+
+def to_json(vente: Vente) -> bytes:
+    """Message Kafka d'une vente : un objet JSON en UTF-8, le montant en nombre à deux décimales."""
+    text, amount, when = json.dumps, f"{vente.montant:.2f}", vente.date_vente.strftime(DATE_FORMAT)
+    return (
+        f'{{"id": {text(vente.id)}, "produit": {text(vente.produit, ensure_ascii=False)}, '
+        f'"region": {text(vente.region, ensure_ascii=False)}, "montant": {amount}, "date_vente": "{when}"}}'
+    ).encode()
+
+
+def parse(value: bytes | None, now: datetime) -> Vente:
+    """Vente contenue dans un message ; ``now`` est l'heure présente, sans fuseau.
+
+    Lève InvalidVente si le message n'est pas du JSON en UTF-8, s'il manque un champ,
+    ou si une valeur est absurde. Les champs en trop sont ignorés.
+    """
+    try:
+        # parse_float=Decimal : 19.99 reste 19.99, sans passer par un flottant binaire.
+        data = json.loads(value or b"", parse_float=Decimal, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidVente(f"JSON illisible : {error}") from error
+    if not isinstance(data, dict):
+        raise InvalidVente("un objet JSON est attendu")
+    if missing := [field for field in FIELDS if data.get(field) is None]:
+        raise InvalidVente(f"champ absent : {', '.join(missing)}")
+    return Vente(
+        id=_text(data, "id"),
+        produit=_text(data, "produit"),
+        region=_text(data, "region"),
+        montant=_amount(data["montant"]),
+        date_vente=_date(data["date_vente"], now),
+    )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} n'est pas un nombre")
+
+
+def _text(data: dict[str, Any], field: str) -> str:
+    value = data[field]
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidVente(f"{field} : un texte est attendu")
+    if len(value) > TEXT_MAX or _CONTROL.search(value):
+        raise InvalidVente(f"{field} : {TEXT_MAX} caractères imprimables au plus")
+    return value
+
+
+def _amount(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise InvalidVente("montant : un nombre est attendu")
+    amount = Decimal(value)
+    if not 0 < amount <= MONTANT_MAX:
+        raise InvalidVente(f"montant : {amount:.6g} n'est pas entre 0,01 et {MONTANT_MAX} euros")
+    exact = amount.quantize(CENT)
+    if exact != amount:
+        raise InvalidVente("montant : deux décimales au plus")
+    return exact
+
+
+def _date(value: Any, now: datetime) -> datetime:
+    try:
+        when = datetime.strptime(value, DATE_FORMAT)  # noqa: DTZ007 - sans fuseau, exprès
+    except (TypeError, ValueError):
+        raise InvalidVente("date_vente : AAAA-MM-JJ HH:MM:SS est attendu") from None
+    if when.strftime(DATE_FORMAT) != value:
+        raise InvalidVente("date_vente : AAAA-MM-JJ HH:MM:SS est attendu")
+    if not OLDEST <= when <= now + FUTURE_TOLERANCE:
+        raise InvalidVente(f"date_vente : {value} est trop ancienne ou dans le futur")
+    return when
+
+
+class VentesProvider(BaseProvider):
+    """Fournisseur Faker : ``fake.vente(…)`` rend une vente plausible."""
+
+    def vente(self, id: str, end: datetime, days: int) -> Vente:
+        """Vente datée des ``days`` jours qui précèdent ``end``, plus souvent à midi et le soir."""
+        draw: random.Random = self.generator.random
+        produit = self._pick(PRODUITS, [weight for _, _, weight in PRODUITS.values()])
+        region = self._pick(REGIONS, list(REGIONS.values()))
+        low, high, _ = PRODUITS[produit]
+        # Loi triangulaire : les prix bas sont les plus fréquents ; en centimes entiers, donc exact.
+        cents = int(draw.triangular(low * 100, high * 100, low * 100))
+        hour, second, back = draw.choices(range(24), HEURES)[0], draw.randrange(3600), draw.random()
+        midnight = end.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=int(back * days))
+        when = midnight + timedelta(hours=hour, seconds=second)
+        if when > end:
+            when -= timedelta(days=1)
+        return Vente(id, produit, region, Decimal(cents) * CENT, when)
+
+    def _pick(self, choices: dict[str, Any], weights: list[int]) -> str:
+        return str(self.generator.random.choices(list(choices), weights)[0])
+
+
+def generate(seed: int, clock: Callable[[], datetime], days: int, start: int = 1) -> Iterator[Vente]:
+    """Suite sans fin des ventes de la graine ``seed``, à partir de la ``start``-ième.
+
+    Chaque vente est datée des ``days`` jours qui précèdent ``clock()``. La même graine donne
+    les mêmes identifiants, produits, régions et montants, toujours ; les dates aussi si
+    l'horloge est fixe. L'identifiant porte la graine et le numéro d'ordre : un trou dans
+    les numéros serait une vente perdue.
+    """
+    fake = Faker("fr_FR")
+    fake.add_provider(VentesProvider)
+    fake.seed_instance(seed)
+    number = 0
+    while True:
+        number += 1
+        vente: Vente = fake.vente(f"{seed:08x}-{number:08d}", clock(), days)
+        if number >= start:
+            yield vente
+
+
+def run_of(id: str) -> tuple[int, int] | None:
+    """Graine et numéro d'ordre d'un identifiant fabriqué par ``generate``, None pour tout autre."""
+    match = _RUN_ID.fullmatch(id)
+    return (int(match[1], 16), int(match[2])) if match else None
