@@ -1,0 +1,144 @@
+"""Tout l'exercice 3 d'un coup : lance les quatre scripts, attend la dernière vente, vérifie tout.
+
+    python demo.py                  10 000 ventes, un export toutes les 3 secondes
+    python demo.py --count 50000
+
+C'est ce que fait « make demo » une fois les serveurs démarrés. Les quatre scripts sont
+ceux que vous lancez à la main ; chaque ligne affichée porte le nom de celui qui parle.
+Termine avec le code 0 si toutes les ventes sont arrivées une fois, au centime ; 1 sinon.
+"""
+
+import argparse
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg2
+
+from commun.cli import Parser, Stop, french_number, positive, run
+from commun.errors import PipelineError
+from commun.settings import postgres_dsn, setting
+
+FOLDER = Path(__file__).parent
+COUNT = 10_000
+RATE = 1000.0
+EVERY_SECONDS = 3
+TIMEOUT_SECONDS = 300
+PROGRESS_SECONDS = 2.0
+
+
+class Script:
+    """Un script de l'exercice, lancé comme à la main ; ses lignes sont affichées avec son nom."""
+
+    def __init__(self, name: str, *options: str) -> None:
+        self.name = name
+        command = [sys.executable, f"{name}.py", *options]
+        print(f"$ cd exercice3 && python {name}.py {' '.join(options)}".rstrip(), flush=True)
+        self.process = subprocess.Popen(
+            command, cwd=FOLDER, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+        )
+        threading.Thread(target=self._repeat, daemon=True).start()
+
+    def _repeat(self) -> None:
+        for line in self.process.stderr or ():
+            print(f"  {self.name:<15} | {line.rstrip()}", flush=True)
+
+    def check_running(self) -> None:
+        """Lève PipelineError si le script s'est arrêté tout seul."""
+        if self.process.poll() is not None:
+            raise PipelineError(f"{self.name}.py s'est arrêté (code {self.process.returncode}) : lisez ses lignes ci-dessus.")
+
+    def finish(self) -> int:
+        """Demande l'arrêt comme Ctrl-C et attend ; renvoie le code de sortie."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def ventes_in_postgres() -> int:
+    """Nombre de ventes dans PostgreSQL, 0 si la table n'existe pas encore."""
+    connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM ventes")
+            return int((cursor.fetchone() or (0,))[0])
+    except psycopg2.errors.UndefinedTable:
+        return 0
+    finally:
+        connection.close()
+
+
+def follow(producer: Script, others: Sequence[Script], goal: int, stop: Stop) -> None:
+    """Affiche l'avancement jusqu'à ce que PostgreSQL ait ``goal`` ventes."""
+    start = time.monotonic()
+    while not stop and (arrived := ventes_in_postgres()) < goal:
+        for script in others:
+            script.check_running()
+        if producer.process.poll():
+            producer.check_running()
+        if time.monotonic() - start > TIMEOUT_SECONDS:
+            raise PipelineError(f"{goal - arrived} ventes ne sont pas arrivées au bout de {TIMEOUT_SECONDS} s.")
+        missing = french_number(goal - arrived)
+        print(f"— {time.monotonic() - start:3.0f} s : encore {missing} ventes à voir arriver dans PostgreSQL", flush=True)
+        stop.wait(PROGRESS_SECONDS)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--count", type=positive(), default=COUNT, help="nombre de ventes")
+    parser.option("--rate", type=positive(float, zero=True), default=RATE, help="ventes par seconde, 0 : au plus vite")
+    parser.option("--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux exports")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse(argv)
+    stop = Stop()
+    try:
+        goal = ventes_in_postgres() + args.count
+    except psycopg2.OperationalError as error:
+        raise PipelineError("PostgreSQL ne répond pas : démarrez les services avec « make services ».") from error
+    producer = Script("producer", "--count", str(args.count), "--rate", f"{args.rate:g}")
+    others = [
+        Script("consumer"),
+        Script("schedule_export", "--every", f"{args.every:g}"),
+        Script("pg", "--watch", "--every", "1"),
+    ]
+    try:
+        follow(producer, others, goal, stop)
+        verdict = subprocess.run(
+            [sys.executable, "reconcile.py", "--wait", "60"], cwd=FOLDER, stdout=subprocess.PIPE, encoding="utf-8", check=False
+        )
+    finally:
+        codes = [script.finish() for script in (producer, *others)]
+    if stop:
+        print("Démonstration interrompue : les ventes en route restent dans Kafka et MongoDB, rien n'est perdu.")
+        return 0
+    print(f"\n$ cd exercice3 && python reconcile.py\n{verdict.stdout}", end="")
+    if any(codes):
+        raise PipelineError("Un script s'est mal terminé : lisez ses lignes ci-dessus.")
+    if verdict.returncode == 0:
+        print(how_to_go_on())
+    return verdict.returncode
+
+
+def how_to_go_on() -> str:
+    """Ce que l'on peut faire maintenant."""
+    host, port, base = (setting(name) for name in ("PGHOST", "PGPORT", "PGDATABASE"))
+    password = setting("TABLEAU_PASSWORD")
+    return f"""
+Les serveurs restent en marche. Et maintenant :
+  Tableau   : serveur {host}, port {port}, base {base}, utilisateur tableau, mot de passe {password}
+  psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "SELECT region, sum(montant) FROM ventes GROUP BY 1"
+  à la main : cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
+  pannes    : .venv/bin/python -m services kill kafka2
+  vérifier  : make reconcile
+  arrêter   : make stop"""
+
+
+if __name__ == "__main__":
+    run(main)
