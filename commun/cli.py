@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from commun.errors import PipelineError
 
@@ -76,6 +76,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> NoReturn:
+        """Dit en français ce qui ne va pas dans la ligne de commande et termine avec le code 2."""
         for pattern, sentence in _FRENCH:
             if match := re.fullmatch(pattern, message):
                 message = match.expand(sentence)
@@ -138,7 +139,9 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = _failed("Interrompu avant la fin.")
     except Exception as error:
-        code = _failed(f"Erreur imprévue : {error} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail.")
+        code = _failed(
+            f"Erreur imprévue : {error} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail."
+        )
     sys.exit(code)
 
 
@@ -146,11 +149,6 @@ def _failed(sentence: str) -> int:
     print(sentence, file=sys.stderr)
     log.debug("Détail :", exc_info=True)
     return 1
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Vrai si ``stream`` est un terminal."""
-    return stream.isatty()
 
 
 def french_number(value: float | int, decimals: int = 0) -> str:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from commun.errors import PipelineError
 from commun.settings import bootstrap_servers
@@ -37,7 +38,9 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
             continue
         key = name.lower().replace("__", "\0").replace("_", ".").replace("\0", "_")
         if key in guaranteed:
-            raise PipelineError(f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la.")
+            raise PipelineError(
+                f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la."
+            )
         result[key] = value
     result["logger"] = logging.getLogger("librdkafka")
     result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
@@ -50,7 +53,9 @@ def connect(factory: Any, config: Config) -> Any:
     try:
         return factory(config)
     except KafkaException as error:
-        raise PipelineError(f"Réglage refusé par le client Kafka : {error.args[0].str()}. Vérifiez vos variables KAFKA_….") from error
+        raise PipelineError(
+            f"Réglage refusé par le client Kafka : {error.args[0].str()}. Vérifiez vos variables KAFKA_…."
+        ) from error
 
 
 class Outage:
@@ -77,7 +82,9 @@ def ensure_topic(config: Config, topic: str, partitions: int, replication_factor
     Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
     au bout de ``timeout`` secondes ou refuse la création.
     """
-    admin = connect(AdminClient, {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)})
+    admin = connect(
+        AdminClient, {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)}
+    )
     try:
         known = admin.list_topics(timeout=timeout).topics
     except KafkaException as error:
@@ -97,18 +104,27 @@ _ADMIN = ("bootstrap.servers", "broker.address.family", "client.id", "error_cb",
 _SECURITY = ("security.", "sasl.", "ssl.", "enable.ssl.", "socket.", "debug")
 
 
+def place(message: Message, shift: int = 0) -> TopicPartition:
+    """Place de ``message`` (topic, partition, offset), décalée de ``shift`` messages."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    if topic is None or partition is None or offset is None:
+        raise ValueError("ce message n'a pas encore de place dans un topic")
+    return TopicPartition(topic, partition, offset + shift)
+
+
 def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -> None:
     """Range ``message`` tel quel dans ``topic``, avec la raison et l'origine en en-têtes.
 
     La file du producteur est attendue si elle est pleine ; l'appelant doit encore
     s'assurer de la livraison (``flush``) avant d'avancer sa position.
     """
+    origin = place(message)
     headers = [
         *(message.headers() or []),
         ("dlq.reason", reason.encode()),
-        ("dlq.topic", message.topic().encode()),
-        ("dlq.partition", str(message.partition()).encode()),
-        ("dlq.offset", str(message.offset()).encode()),
+        ("dlq.topic", origin.topic.encode()),
+        ("dlq.partition", str(origin.partition).encode()),
+        ("dlq.offset", str(origin.offset).encode()),
         ("dlq.time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode()),
     ]
     while True:

@@ -7,6 +7,7 @@ d'ici. Pour un autre serveur, posez la variable dans l'environnement.
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 from dotenv import dotenv_values
@@ -30,7 +31,9 @@ def setting(name: str) -> str:
     """
     value = os.environ.get(name) or defaults().get(name)
     if not value:
-        raise PipelineError(f"La variable {name} n'a pas de valeur : posez-la dans l'environnement ou dans {ROOT / '.env'}.")
+        raise PipelineError(
+            f"La variable {name} n'a pas de valeur : posez-la dans l'environnement ou dans {ROOT / '.env'}."
+        )
     return value
 
 
@@ -48,7 +51,7 @@ def mongo_uri() -> str:
     return f"mongodb://{user}:{password}@localhost:{setting('PORT_MONGO')}/{database}?authSource={database}"
 
 
-def postgres_dsn() -> dict[str, str]:
+def postgres_dsn() -> dict[str, Any]:
     """Paramètres de connexion pour psycopg2 : les variables ``PG*`` de libpq, complétées par .env.
 
     libpq lit lui-même les autres variables (``PGSSLMODE``, ``PGSERVICE``, ``PGPASSFILE``…). Si

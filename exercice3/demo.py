@@ -49,7 +49,9 @@ class Script:
     def check_running(self) -> None:
         """Lève PipelineError si le script s'est arrêté tout seul."""
         if self.process.poll() is not None:
-            raise PipelineError(f"{self.name}.py s'est arrêté (code {self.process.returncode}) : lisez ses lignes ci-dessus.")
+            raise PipelineError(
+                f"{self.name}.py s'est arrêté (code {self.process.returncode}) : lisez ses lignes ci-dessus."
+            )
 
     def finish(self) -> int:
         """Demande l'arrêt comme Ctrl-C et attend ; renvoie le code de sortie."""
@@ -81,7 +83,9 @@ def follow(producer: Script, others: Sequence[Script], goal: int, stop: Stop) ->
         if time.monotonic() - start > TIMEOUT_SECONDS:
             raise PipelineError(f"{goal - arrived} ventes ne sont pas arrivées au bout de {TIMEOUT_SECONDS} s.")
         missing = french_number(goal - arrived)
-        print(f"— {time.monotonic() - start:3.0f} s : encore {missing} ventes à voir arriver dans PostgreSQL", flush=True)
+        print(
+            f"— {time.monotonic() - start:3.0f} s : encore {missing} ventes à voir arriver dans PostgreSQL", flush=True
+        )
         stop.wait(PROGRESS_SECONDS)
 
 
@@ -111,7 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         follow(producer, others, goal, stop)
         verdict = subprocess.run(
-            [sys.executable, "reconcile.py", "--wait", "60"], cwd=FOLDER, stdout=subprocess.PIPE, encoding="utf-8", check=False
+            [sys.executable, "reconcile.py", "--wait", "60"],
+            cwd=FOLDER,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            check=False,
         )
     finally:
         codes = [script.finish() for script in (producer, *others)]
@@ -133,7 +141,7 @@ def how_to_go_on() -> str:
     return f"""
 Les serveurs restent en marche. Et maintenant :
   Tableau   : serveur {host}, port {port}, base {base}, utilisateur tableau, mot de passe {password}
-  psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "SELECT region, sum(montant) FROM ventes GROUP BY 1"
+  psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
   à la main : cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
   pannes    : .venv/bin/python -m services kill kafka2
   vérifier  : make reconcile

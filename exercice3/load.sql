@@ -42,6 +42,6 @@ ecrites AS (
 UPDATE ventes_chargements
 SET nouvelles = (SELECT count(*) FROM ecrites WHERE nouvelle),
     modifiees = (SELECT count(*) FROM ecrites WHERE NOT nouvelle),
-    rejetees = rejetees + (SELECT count(*) FROM rejets)
+    rejetees = %(rejetees)s + (SELECT count(*) FROM rejets)
 WHERE fichier = %(fichier)s AND sha256 = %(sha256)s
 RETURNING nouvelles, modifiees, rejetees;

@@ -14,15 +14,12 @@ Ensuite : ouvrez Tableau, ou psql avec le rôle tableau.
 """
 
 import argparse
-import csv
-import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO, cast
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -31,7 +28,7 @@ from psycopg2.extensions import cursor as Cursor
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
 from commun.settings import postgres_dsn
-from exercice3.ventes import FIELDS
+from exercice3.rows import BadFile, Rows
 
 log = logging.getLogger("pipeline")
 
@@ -40,9 +37,6 @@ EXPORT_DIR = FOLDER / "exports"
 LOTS = "ventes_[0-9]*.json"  # les manifestes des lots, sans celui de l'historique complet
 EVERY_SECONDS = 5.0
 SCHEMA_LOCK = 7_305_808  # un seul programme à la fois applique le schéma
-csv.field_size_limit(16 * 1024 * 1024)
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # octet nul, ou octet qui n'est pas de l'UTF-8
-
 CREATE_STAGING = """
     CREATE TEMPORARY TABLE tampon (ligne bigint, id text, produit text, region text, montant text, date_vente text)
     ON COMMIT DROP
@@ -67,81 +61,6 @@ class Manifest:
     fichier: str
     lignes: int
     sha256: str
-
-
-class BadFile(Exception):
-    """Le fichier n'est pas (encore) celui que décrit son manifeste."""
-
-
-class Rows:
-    """Flux de lecture d'un CSV pour COPY : numérote les lignes, écarte celles qui n'ont pas la bonne forme.
-
-    ``read`` rend du CSV prêt pour le tampon ; ``lines`` et ``digest`` disent ensuite ce qui a été
-    lu, ``rejects`` ce qui a été écarté : numéro de ligne, raison, contenu. Mémoire bornée.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.lines = 0
-        self.rejects: list[tuple[int, str, str]] = []
-        self._source = csv.reader(self._text(file))
-        self._rows = self._accepted()
-
-    def read(self, size: int = -1) -> str:
-        """Environ ``size`` caractères de CSV, une chaîne vide à la fin : ce que COPY demande."""
-        sink = _Sink()
-        write = csv.writer(sink).writerow
-        for row in self._rows:
-            write(row)
-            if sink.length >= size > 0:
-                break
-        return sink.text()
-
-    def _text(self, file: BinaryIO) -> Iterator[str]:
-        for line in file:
-            self.digest.update(line)
-            yield line.decode("utf-8", "surrogateescape")
-
-    def _accepted(self) -> Iterator[list[str | int]]:
-        header = next(self._source, None)
-        if header != list(FIELDS):
-            raise BadFile(f"l'en-tête attendu est « {','.join(FIELDS)} »")
-        while True:
-            number = self._source.line_num + 1
-            try:
-                row = next(self._source)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                self.lines += 1
-                self.rejects.append((number, f"CSV illisible : {error}", ""))
-                continue
-            self.lines += 1
-            if len(row) != len(FIELDS):
-                self._reject(number, f"{len(row)} champs au lieu de {len(FIELDS)}", row)
-            elif _UNSTORABLE.search("".join(row)):
-                self._reject(number, "octet nul ou texte qui n'est pas en UTF-8", row)
-            else:
-                yield [number, *row]
-
-    def _reject(self, number: int, reason: str, row: list[str]) -> None:
-        content = ",".join(row).replace("\0", "\\x00").encode("utf-8", "surrogateescape")
-        self.rejects.append((number, reason, content.decode("utf-8", "backslashreplace")))
-
-
-class _Sink:
-    """Accumule ce que csv.writer écrit."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.length = 0
-
-    def write(self, text: str) -> None:
-        self.parts.append(text)
-        self.length += len(text)
-
-    def text(self) -> str:
-        return "".join(self.parts)
 
 
 def apply_schema(connection: Connection) -> None:
@@ -178,7 +97,7 @@ def load(connection: Connection, manifest: Manifest) -> bool:
             return False
         cursor.execute(CREATE_STAGING)
         rows = Rows(file)
-        cursor.copy_expert(COPY, rows)
+        cursor.copy_expert(COPY, cast(TextIO, rows))  # psycopg2 n'appelle que read
         if (rows.lines, rows.digest.hexdigest()) != (manifest.lignes, manifest.sha256):
             raise BadFile(f"{rows.lines} lignes lues pour {manifest.lignes} annoncées, ou contenu différent")
         write(cursor, names, rows)
@@ -189,12 +108,12 @@ def write(cursor: Cursor, names: dict[str, Any], rows: Rows) -> None:
     """Passe du tampon à la table, range les rejets et le dit en une ligne."""
     for ligne, raison, contenu in rows.rejects:
         cursor.execute(REJECT, names | {"ligne": ligne, "raison": raison, "contenu": contenu})
-    cursor.execute("UPDATE ventes_chargements SET rejetees = %(rejetees)s WHERE fichier = %(fichier)s AND sha256 = %(sha256)s",
-                   names | {"rejetees": len(rows.rejects)})  # fmt: skip
     cursor.execute("ANALYZE tampon")
-    cursor.execute((FOLDER / "load.sql").read_text(encoding="utf-8"), names)
+    cursor.execute((FOLDER / "load.sql").read_text(encoding="utf-8"), names | {"rejetees": len(rows.rejects)})
     new, changed, rejected = cursor.fetchone() or (0, 0, 0)
-    log.info("%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", names["fichier"], rows.lines, new, changed, rejected)
+    log.info(
+        "%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", names["fichier"], rows.lines, new, changed, rejected
+    )
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -247,7 +166,7 @@ def watch(args: argparse.Namespace, stop: Stop) -> None:
             down = False
         except (PipelineError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             if not down:
-                log.warning("PostgreSQL ne répond plus : j'attends son retour, rien n'est perdu. (%s)", type(error).__name__)
+                log.warning("PostgreSQL ne répond plus (%s) : j'attends, rien n'est perdu.", type(error).__name__)
             connection, down = None, True
         stop.wait(args.every)
     if connection:
@@ -260,8 +179,8 @@ def open_postgres() -> Connection:
         connection: Connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="pg.py")
     except psycopg2.OperationalError as error:
         raise PipelineError(
-            f"PostgreSQL ne répond pas ou refuse la connexion : {str(error).strip().splitlines()[-1]}. Démarrez les services "
-            "avec « make services » ou « docker-compose up -d », ou vérifiez les variables PG…."
+            f"PostgreSQL ne répond pas ou refuse la connexion ({str(error).strip().splitlines()[-1]}) : "
+            "démarrez les services avec « make services » ou « docker-compose up -d », ou vérifiez les variables PG…."
         ) from error
     apply_schema(connection)
     return connection
@@ -273,7 +192,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", type=Path, metavar="fichier", help="fichiers à charger, au lieu du dossier")
     parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
     parser.option("--watch", action="store_true", help="continue à charger ce qui arrive")
-    parser.option("--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch")
+    parser.option(
+        "--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch"
+    )
     return parser.parse(argv)
 
 

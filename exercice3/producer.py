@@ -65,7 +65,7 @@ class Deliveries:
             log.error("Vente refusée par Kafka : %s", error.str())
 
     def __str__(self) -> str:
-        amount = french_number(self.confirmed_amount, 2)
+        amount = french_number(float(self.confirmed_amount), 2)
         refused = f", {self.failed} refusées" if self.failed else ""
         return f"{self.sent} envoyées, {self.confirmed} confirmées ({amount} €){refused}"
 
@@ -87,14 +87,12 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
                 return False
 
 
-def produce(
-    producer: Producer, topic: str, ventes: Iterator[Vente], count: int | None, rate: float, stop: Stop
-) -> Deliveries:
-    """Envoie ``count`` ventes (sans fin si None) au rythme de ``rate`` par seconde (0 : au plus vite)."""
+def produce(producer: Producer, ventes: Iterator[Vente], args: argparse.Namespace, stop: Stop) -> Deliveries:
+    """Envoie ``args.count`` ventes (sans fin si None) au rythme de ``args.rate`` par seconde (0 : au plus vite)."""
     deliveries = Deliveries()
     start = reported = time.monotonic()
-    while not stop and (count is None or deliveries.sent < count):
-        if not send(producer, topic, next(ventes), deliveries, stop):
+    while not stop and (args.count is None or deliveries.sent < args.count):
+        if not send(producer, args.topic, next(ventes), deliveries, stop):
             break
         producer.poll(0)  # sert les rappels de confirmation
         now = time.monotonic()
@@ -102,7 +100,7 @@ def produce(
             log.info("%s", deliveries)
             reported = now
         # La n-ième vente part à start + n/rate : un retard se rattrape, le rythme ne dérive pas.
-        while rate and not stop and (ahead := start + deliveries.sent / rate - time.monotonic()) > 0:
+        while args.rate and not stop and (ahead := start + deliveries.sent / args.rate - time.monotonic()) > 0:
             producer.poll(min(ahead, 0.2))
     return deliveries
 
@@ -144,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
     producer = connect(Producer, config)
     try:
-        deliveries = produce(producer, args.topic, generate(seed, clock, args.days, args.start), args.count, args.rate, stop)
+        deliveries = produce(producer, generate(seed, clock, args.days, args.start), args, stop)
     except KafkaException as error:
         raise PipelineError(f"Kafka refuse l'envoi : {error.args[0].str()}.") from error
     finish(producer, deliveries, args.topic)

@@ -27,22 +27,22 @@ from typing import Any
 
 import psycopg2
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import START_HINT, client_config, connect
-from commun.settings import mongo_uri, postgres_dsn
-from exercice3.ventes import DATE_FORMAT, InvalidVente, generate, parse, run_of
+from commun.settings import postgres_dsn
+from exercice3.collection import DATABASE, open_client
+from exercice3.ventes import InvalidVente, generate, parse, run_of
 
 log = logging.getLogger("pipeline")
 
 TOPIC = "ventes-stream"
-DATABASE = "ventes_db"
 EXPORT_DIR = Path(__file__).parent / "exports"
 LOTS = "ventes_[0-9]*.json"
 RETRY_SECONDS = 1.0
+ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
 SHOWN = 5  # différences citées par étape
 
 Key = tuple[str, str]  # région, produit
@@ -71,19 +71,31 @@ class Totals:
             result[key[axis]] = (known[0] + count, known[1] + self.cents[key])
         return dict(result)
 
-    def same(self, other: "Totals") -> bool:
-        """Vrai si les deux étapes ont les mêmes ventes et le même montant pour chaque (région, produit)."""
-        return self.count == other.count and self.cents == other.cents
+
+class Distinct:
+    """Identifiants déjà vus : des entiers par graine pour les ventes de producer.py, du texte pour les autres."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, set[int]] = defaultdict(set)
+        self.others: set[str] = set()
+
+    def add(self, id: str) -> bool:
+        """Retient ``id`` ; faux s'il l'était déjà."""
+        run_number = run_of(id)
+        seen: set[Any] = self.runs[run_number[0]] if run_number else self.others
+        mark = run_number[1] if run_number else id
+        if mark in seen:
+            return False
+        seen.add(mark)
+        return True
 
 
 def from_kafka(args: argparse.Namespace) -> tuple[Totals, Totals]:
     """Les ventes distinctes du topic, et ce que producer.py a dû produire d'après leurs identifiants."""
     config = client_config({"group.id": "reconcile", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}, (),
                            args.bootstrap_servers)  # fmt: skip
-    kafka, messages, invalid = Totals("Kafka"), 0, 0
-    runs: dict[int, set[int]] = defaultdict(set)  # graine : numéros d'ordre vus
-    others: set[str] = set()
-    foreign = Totals("")
+    kafka, foreign, distinct = Totals("Kafka"), Totals(""), Distinct()
+    messages = invalid = 0
     consumer = connect(Consumer, config)
     try:
         for value in read_topic(consumer, args.topic):
@@ -93,24 +105,19 @@ def from_kafka(args: argparse.Namespace) -> tuple[Totals, Totals]:
             except InvalidVente:
                 invalid += 1
                 continue
-            run_number = run_of(vente.id)
-            seen, mark = (runs[run_number[0]], run_number[1]) if run_number else (others, vente.id)
-            if mark in seen:
-                continue
-            seen.add(mark)  # type: ignore[arg-type]
-            kafka.add(vente.region, vente.produit, vente.montant)
-            if not run_number:
-                foreign.add(vente.region, vente.produit, vente.montant)
+            if distinct.add(vente.id):
+                kafka.add(vente.region, vente.produit, vente.montant)
+                if not run_of(vente.id):
+                    foreign.add(vente.region, vente.produit, vente.montant)
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas : {START_HINT}.") from error
     finally:
         consumer.close()
-    distinct = kafka.count.total()
-    kafka.notes = [f"{messages} messages"] if messages != distinct else []
-    kafka.notes += [f"{invalid} invalides"] * bool(invalid) + [f"{messages - invalid - distinct} répétés"] * (
-        messages - invalid != distinct
-    )
-    return produced(runs, foreign), kafka
+    if repeated := messages - invalid - kafka.count.total():
+        kafka.notes.append(f"{repeated} messages répétés")
+    if invalid:
+        kafka.notes.append(f"{invalid} messages invalides")
+    return produced(distinct.runs, foreign), kafka
 
 
 def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
@@ -149,7 +156,7 @@ def produced(runs: dict[int, set[int]], foreign: Totals) -> Totals:
         first, last = min(numbers), max(numbers)
         if first > 1:
             totals.notes.append(f"la suite {seed} commence à {first}")
-        for vente in islice(generate(seed, lambda: datetime.max, 1, start=first), last - first + 1):
+        for vente in islice(generate(seed, lambda: ANY_DATE, 1, start=first), last - first + 1):
             totals.add(vente.region, vente.produit, vente.montant)
         if lost := last - first + 1 - len(numbers):
             totals.faults.append(f"graine {seed} : {lost} ventes ne sont pas dans Kafka")
@@ -161,7 +168,7 @@ def from_mongodb(args: argparse.Namespace) -> Totals:
     totals = Totals("MongoDB")
     group = {"_id": {"r": "$region", "p": "$produit"}, "n": {"$sum": 1}, "montant": {"$sum": "$montant"}}
     try:
-        with MongoClient[dict[str, Any]](mongo_uri(), serverSelectionTimeoutMS=3000) as client:
+        with open_client() as client:
             for row in client[DATABASE].ventes.aggregate([{"$group": group}]):
                 totals.add(row["_id"]["r"], row["_id"]["p"], row["montant"].to_decimal(), row["n"])
     except PyMongoError as error:
@@ -172,13 +179,15 @@ def from_mongodb(args: argparse.Namespace) -> Totals:
 def from_files(args: argparse.Namespace) -> Totals:
     """Les ventes des fichiers terminés ; une vente dans deux fichiers est une faute."""
     totals = Totals("CSV")
-    seen: set[str] = set()
-    twice = 0
+    distinct, twice = Distinct(), 0
     for manifest in sorted(args.export_dir.glob(LOTS)):
-        with (args.export_dir / json.loads(manifest.read_bytes())["fichier"]).open(encoding="utf-8", newline="") as file:
+        path = args.export_dir / json.loads(manifest.read_bytes())["fichier"]
+        if not path.exists():
+            totals.faults.append(f"{path.name} manque alors que son manifeste est là")
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                twice += row["id"] in seen
-                seen.add(row["id"])
+                twice += not distinct.add(row["id"])
                 totals.add(row["region"], row["produit"], Decimal(row["montant"]))
     if twice:
         totals.faults.append(f"{twice} ventes sont dans deux fichiers")
@@ -209,15 +218,14 @@ def differences(steps: Sequence[Totals], expected: int | None) -> list[str]:
     if expected is not None and reference.count.total() != expected:
         found.append(f"{expected} ventes étaient attendues, {reference.count.total()} ont été produites.")
     for step in steps[1:]:
-        keys = sorted(reference.count.keys() | step.count.keys())
-        gaps = [
-            f"{step.name}, {region}, {produit} : {step.count[region, produit] - reference.count[region, produit]:+d} ventes, "
-            f"{french_number((step.cents[region, produit] - reference.cents[region, produit]) / 100, 2)} €."
-            for region, produit in keys
-            if (step.count[region, produit], step.cents[region, produit])
-            != (reference.count[region, produit], reference.cents[region, produit])
-        ]
-        found += gaps[:SHOWN] + ([f"{step.name} : et {len(gaps) - SHOWN} autres différences."] if len(gaps) > SHOWN else [])
+        gaps = []
+        for key in sorted(reference.count.keys() | step.count.keys()):
+            count, cents = step.count[key] - reference.count[key], step.cents[key] - reference.cents[key]
+            if count or cents:
+                gaps.append(f"{step.name}, {key[0]}, {key[1]} : {count:+d} ventes, {french_number(cents / 100, 2)} €.")
+        found += gaps[:SHOWN] + (
+            [f"{step.name} : et {len(gaps) - SHOWN} autres différences."] if len(gaps) > SHOWN else []
+        )
     return found
 
 
@@ -233,7 +241,11 @@ def show(steps: Sequence[Totals]) -> None:
         print(f"\n{title:<28}{'ventes':>10}{'montant (€)':>18}   étapes égales")
         for value in sorted(set().union(*tables)):
             count, cents = tables[0].get(value, (0, 0))
-            equal = [step.name for step, table in zip(steps, tables, strict=True) if table.get(value, (0, 0)) == (count, cents)]
+            equal = [
+                step.name
+                for step, table in zip(steps, tables, strict=True)
+                if table.get(value, (0, 0)) == (count, cents)
+            ]
             verdict = "toutes" if len(equal) == len(steps) else ", ".join(equal)
             print(f"{value:<28}{french_number(count):>10}{french_number(cents / 100, 2):>18}   {verdict}")
 
@@ -251,7 +263,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
     parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
     parser.option("--expect", type=positive(zero=True), help="nombre de ventes qui doivent avoir été produites")
-    parser.option("--wait", type=positive(float, zero=True), default=0.0, help="attend S secondes au plus que tout soit égal")
+    parser.option(
+        "--wait", type=positive(float, zero=True), default=0.0, help="attend S secondes au plus que tout soit égal"
+    )
     return parser.parse(argv)
 
 

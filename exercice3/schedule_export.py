@@ -34,42 +34,37 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 import schedule
-from pymongo import MongoClient, WriteConcern
-from pymongo.collection import Collection
+from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
-from commun.settings import mongo_uri
+from exercice3.collection import DATABASE, IN_SIZE, JOURNALED, Document, open_client
 from exercice3.ventes import DATE_FORMAT, FIELDS
 
 log = logging.getLogger("pipeline")
 
-DATABASE = "ventes_db"
 EXPORT_DIR = Path(__file__).parent / "exports"
 FULL_NAME = "ventes_data.csv"
 EVERY_SECONDS = 120
 LOT_SIZE = 20_000  # ventes par fichier : borne la mémoire et la taille du document du lot (16 Mo au plus)
-MARK_SIZE = 100
 DRAFT_SECONDS = 3600
-JOURNALED = WriteConcern(w="majority", j=True)
-
-Document = dict[str, Any]
 
 
-def export_new(database: Database[Document], folder: Path, lot_size: int, stop: Callable[[], bool] = lambda: False) -> int:
+def export_new(
+    database: Database[Document], folder: Path, lot_size: int, stop: Callable[[], bool] = lambda: False
+) -> int:
     """Écrit un fichier par lot de ventes nouvelles ; renvoie leur nombre, toutes lots confondus.
 
     Termine d'abord le lot qu'un export interrompu aurait laissé.
     """
     exported = 0
     while not stop():
-        lot = last_lot(database)
-        if lot["termine"]:
-            lot = open_lot(database, lot["_id"] + 1, lot_size)
-            if lot is None:
-                break
+        last = last_lot(database)
+        lot = open_lot(database, last["_id"] + 1, lot_size) if last["termine"] else last
+        if lot is None:
+            break
         if not lot["termine"]:  # il l'est si un autre export a été plus vif
             exported += finish_lot(database, lot, folder)
     return exported
@@ -100,8 +95,8 @@ def open_lot(database: Database[Document], number: int, size: int) -> Document |
 def finish_lot(database: Database[Document], lot: Document, folder: Path) -> int:
     """Marque les ventes du lot, écrit son fichier, puis le déclare terminé ; peut se répéter sans effet."""
     number, ids = lot["_id"], lot["ventes"]
-    for start in range(0, len(ids), MARK_SIZE):
-        database.ventes.update_many({"_id": {"$in": ids[start : start + MARK_SIZE]}}, {"$set": {"lot_export": number}})
+    for start in range(0, len(ids), IN_SIZE):
+        database.ventes.update_many({"_id": {"$in": ids[start : start + IN_SIZE]}}, {"$set": {"lot_export": number}})
     frame = to_frame(database.ventes.find({"lot_export": number}))
     frame = frame[frame["id"].isin(ids)]  # le lot fait foi
     if missing := len(set(ids) - set(frame["id"])):
@@ -214,7 +209,9 @@ def export(client: MongoClient[Document], args: argparse.Namespace, stop: Stop) 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    parser.option("--every", env="EXPORT_EVERY", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux exports")
+    parser.option(
+        "--every", env="EXPORT_EVERY", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux exports"
+    )
     parser.option("--once", action="store_true", help="un seul export, puis fin")
     parser.option("--full", action="store_true", help=f"écrit aussi tout l'historique dans {FULL_NAME}")
     parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers")
@@ -226,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     stop = Stop()
-    with MongoClient[Document](mongo_uri(), serverSelectionTimeoutMS=3000, socketTimeoutMS=30_000) as client:
+    with open_client() as client:
         done = export(client, args, stop)
         if args.once:
             if not done:

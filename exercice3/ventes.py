@@ -1,10 +1,10 @@
 """Une vente : sa forme, ses règles, sa fabrication. Logique pure, sans serveur ni horloge.
 
-    identifiant  texte      unique, « <suite>-<numéro> » pour les ventes de producer.py
-    produit      texte
-    region       texte
-    montant      Decimal    euros, deux décimales au plus, exact : jamais un flottant
-    date_vente   datetime   heure locale du magasin, à la seconde, sans fuseau
+identifiant  texte      unique, « <suite>-<numéro> » pour les ventes de producer.py
+produit      texte
+region       texte
+montant      Decimal    euros, deux décimales au plus, exact : jamais un flottant
+date_vente   datetime   heure locale du magasin, à la seconde, sans fuseau
 """
 
 import json

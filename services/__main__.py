@@ -109,7 +109,9 @@ def status(stack: Stack) -> int:
         print(f"{name:<9} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
     print(f"Données : {stack.data}")
     if stack.postgres_home != stack.data:
-        print(f"Données de PostgreSQL : {stack.postgres_data} (root travaille dans un dossier fermé aux autres comptes)")
+        print(
+            f"Données de PostgreSQL : {stack.postgres_data} (root travaille dans un dossier fermé aux autres comptes)"
+        )
     return 0 if healthy else 1
 
 

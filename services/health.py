@@ -4,11 +4,13 @@ import http.client
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -58,10 +60,15 @@ def taken_port(service: Service) -> str | None:
     """Phrase qui nomme qui occupe déjà le port de ``service``, ou None s'il est libre."""
     ports = [service.port, *([service.port + CONTROLLER_OFFSET] if service.name in KAFKA_NODES else [])]
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports:
-            holder = f"{psutil.Process(connection.pid).name()} (pid {connection.pid})" if connection.pid else "un autre compte"
+        port = connection.laddr.port if connection.laddr else 0
+        if connection.status == psutil.CONN_LISTEN and port in ports:
+            holder = (
+                f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                if connection.pid
+                else "un autre compte"
+            )
             return (
-                f"Le port {connection.laddr.port} de {service.name} est pris par {holder} : arrêtez ce programme, "
+                f"Le port {port} de {service.name} est pris par {holder} : arrêtez ce programme, "
                 f"ou choisissez un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
             )
     return None
@@ -114,7 +121,10 @@ def _mongodb_answers(port: int) -> bool:
 
 def _postgres_answers(port: int) -> bool:
     try:
-        account = {key: setting(name) for key, name in LIBPQ.items()} | {"host": "127.0.0.1", "port": str(port)}
+        account: dict[str, Any] = {key: setting(name) for key, name in LIBPQ.items()} | {
+            "host": "127.0.0.1",
+            "port": str(port),
+        }
         psycopg2.connect(**account, connect_timeout=2).close()
         return True
     except psycopg2.OperationalError:

@@ -25,8 +25,8 @@ from services.stack import CONFIG, KAFKA_NODES, Stack
 with warnings.catch_warnings():
     # Une dépendance de jgo s'inquiète d'une variable XDG absente, dont elle ne se sert pas ici.
     warnings.simplefilter("ignore")
-    import jgo
     from jgo.config import GlobalSettings
+    from jgo.constants import MAVEN_CENTRAL_URL
     from jgo.maven import MavenContext
 
 JARS = Path(__file__).parent / "jars"
@@ -40,20 +40,16 @@ def jars(say: Say) -> list[Path]:
     La liste est figée et complète, car jgo 3.2 résout autrement que Maven : il
     choisissait ``kafka-clients`` 3.9.1 pour des brokers 4.3.1.
     """
-    context = MavenContext(
-        repo_cache=GlobalSettings.load().repo_cache, remote_repos={"central": jgo.MAVEN_CENTRAL_URL}
-    )
+    context = MavenContext(repo_cache=GlobalSettings.load().repo_cache, remote_repos={"central": MAVEN_CENTRAL_URL})
 
     def fetch(line: str) -> Path:
         digest, coordinates = line.split()
         group, name, version = coordinates.split(":")
         artifact = context.project(group, name).at_version(version).artifact()
-        path = artifact.cached_path
-        if path.exists():
-            if _sha256(path) == digest:
-                return path
-            path.unlink()  # téléchargement interrompu
-        path = artifact.resolve()
+        path: Path = artifact.resolve()
+        if _sha256(path) != digest:  # téléchargement interrompu : une seconde fois
+            path.unlink()
+            path = artifact.resolve()
         if _sha256(path) != digest:
             path.unlink()
             raise PipelineError(f"Le fichier téléchargé pour {coordinates} n'est pas celui attendu : recommencez.")
@@ -66,7 +62,9 @@ def jars(say: Say) -> list[Path]:
         try:
             return list(pool.map(fetch, wanted))
         except (OSError, RuntimeError) as error:
-            raise PipelineError(f"Téléchargement des jars impossible ({error}) : vérifiez l'accès à Internet.") from error
+            raise PipelineError(
+                f"Téléchargement des jars impossible ({error}) : vérifiez l'accès à Internet."
+            ) from error
 
 
 def lock() -> None:
@@ -196,7 +194,9 @@ def _init_mongodb(stack: Stack, say: Say) -> None:
 
 def _create_mongo_users(port: int, timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
-    with MongoClient("localhost", port, serverSelectionTimeoutMS=500, directConnection=True) as client:
+    with MongoClient[dict[str, object]](
+        "localhost", port, serverSelectionTimeoutMS=500, directConnection=True
+    ) as client:
         while True:
             try:
                 client.admin.command("ping")
@@ -206,7 +206,12 @@ def _create_mongo_users(port: int, timeout: float = 30.0) -> None:
                     raise PipelineError("MongoDB ne démarre pas : lisez logs/mongodb-init.log.") from error
         accounts = (
             ("admin", setting("MONGO_ADMIN_USER"), setting("MONGO_ADMIN_PASSWORD"), ["root"]),
-            (setting("MONGO_DATABASE"), setting("MONGO_USER"), setting("MONGO_PASSWORD"), setting("MONGO_ROLES").split(",")),
+            (
+                setting("MONGO_DATABASE"),
+                setting("MONGO_USER"),
+                setting("MONGO_PASSWORD"),
+                setting("MONGO_ROLES").split(","),
+            ),
         )
         for database, user, password, roles in accounts:
             client[database].command("createUser", user, pwd=password, roles=roles)

