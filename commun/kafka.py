@@ -76,7 +76,7 @@ class Outage:
             log.error("Kafka refuse la connexion : %s", error.str())
 
 
-def ensure_topic(config: Config, topic: str, partitions: int, replication_factor: int, timeout: float = 15.0) -> None:
+def ensure_topic(config: Config, topic: str, partitions: int, replication_factor: int, timeout: float = 10.0) -> None:
     """Crée ``topic`` s'il manque ; un topic existant reste tel qu'il est.
 
     Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas

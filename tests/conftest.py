@@ -1,0 +1,56 @@
+"""La pile des tests : de vrais serveurs, sur des ports et dans un dossier à part.
+
+Elle ne touche jamais à une pile déjà en marche (« make services » ou docker-compose).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Avant tout import du projet : les réglages se lisent dans l'environnement.
+os.environ |= {
+    "SERVICES_DATA": str(ROOT / ".data-tests"),
+    "PORT_KAFKA1": "19092",
+    "PORT_KAFKA2": "19093",
+    "PORT_KAFKA3": "19094",
+    "PORT_CONNECT": "18083",
+    "PORT_MONGO": "37018",
+    "PGPORT": "15432",
+    "PYTHONWARNINGS": "error::ResourceWarning",
+}
+for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL"):
+    os.environ.pop(name, None)
+
+pytest_plugins = ["tests.lab"]
+
+
+def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    """Exécute « python -m services … » sur la pile des tests."""
+    return subprocess.run(
+        [sys.executable, "-m", "services", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[None]:
+    """Les serveurs, démarrés une fois pour toute la session de tests, arrêtés à la fin."""
+    services("reset")
+    started = services("up", timeout=600)
+    assert started.returncode == 0, started.stderr
+    yield
+    services("reset")
+
+
+@pytest.fixture(autouse=True)
+def _no_leftover_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Les variables KAFKA_… de la machine ne règlent pas les tests."""
+    for name in list(os.environ):
+        if name.startswith("KAFKA_"):
+            monkeypatch.delenv(name)

@@ -1,0 +1,225 @@
+"""Le banc d'essai de l'exercice 3 : scripts lancés comme par un étudiant, serveurs interrogés directement."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
+from exercice3.ventes import Vente, generate, to_json
+
+Rows = list[tuple[Any, ...]]
+
+
+class Running:
+    """Un script en marche ; ``lines`` est ce qu'il a écrit sur sa sortie d'erreur."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        self._threads = [
+            threading.Thread(target=self._read, args=(self.process.stderr, self.lines), daemon=True),
+            threading.Thread(target=self._read, args=(self.process.stdout, []), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @staticmethod
+    def _read(stream: Any, lines: list[str]) -> None:
+        with stream:
+            lines.extend(iter(lambda: stream.readline(), ""))
+
+    @property
+    def text(self) -> str:
+        """Toute la sortie d'erreur jusqu'ici."""
+        return "".join(self.lines)
+
+    def wait_for(self, text: str, timeout: float = 60) -> None:
+        """Attend que le script ait écrit ``text``."""
+        wait_until(lambda: text in self.text or self.process.poll() is not None, timeout, lambda: self.text)
+        assert text in self.text, self.text
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Envoie un signal et attend la fin ; renvoie le code de sortie."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout)
+        for thread in self._threads:
+            thread.join(10)
+        return code
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60, explain: Callable[[], object] = lambda: "") -> None:
+    """Attend que ``condition`` soit vraie ; échoue avec ``explain()`` au bout de ``timeout`` secondes."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"attente de {timeout} s dépassée : {explain()}"
+        time.sleep(0.1)
+
+
+class Lab:
+    """Un exercice 3 tout neuf : topic, groupe et dossier à lui, bases vides."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topic = f"ventes-test-{uuid.uuid4().hex[:8]}"
+        self.exports = folder / "exports"
+        self.env = os.environ | {
+            "VENTES_TOPIC": self.topic,
+            "VENTES_GROUP": f"{self.topic}-group",
+            "EXPORT_DIR": str(self.exports),
+        }
+        self.running: list[Running] = []
+        self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
+        self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
+        for name in ("ventes", "lots_export"):
+            self.mongo.drop_collection(name)
+        self.sql("DROP TABLE IF EXISTS ventes, ventes_chargements, ventes_rejets CASCADE")
+
+    # --- scripts ---
+
+    def start(self, script: str, *options: str, env: dict[str, str] | None = None) -> Running:
+        """Lance « python SCRIPT.py OPTIONS » depuis exercice3, sans attendre."""
+        command = [sys.executable, f"{script}.py", *options]
+        self.running.append(Running(command, self.env | (env or {}), ROOT / "exercice3"))
+        return self.running[-1]
+
+    def run(
+        self, script: str, *options: str, code: int = 0, timeout: float = 120, env: dict[str, str] | None = None
+    ) -> str:
+        """Lance un script et attend sa fin ; renvoie ses deux sorties. Échoue si le code n'est pas ``code``."""
+        done = subprocess.run(
+            [sys.executable, f"{script}.py", *options],
+            cwd=ROOT / "exercice3", env=self.env | (env or {}), capture_output=True, text=True, encoding="utf-8",
+            timeout=timeout, check=False,
+        )  # fmt: skip
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
+
+    def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:
+        """producer.py au plus vite."""
+        return self.run("producer", "--count", str(count), "--seed", str(seed), "--rate", "0", **kwargs)
+
+    def consume(self, count: int, *options: str) -> str:
+        """consumer.py jusqu'au ``count``-ième message."""
+        return self.run("consumer", "--max-messages", str(count), *options)
+
+    def reconcile(self, expect: int, code: int = 0) -> str:
+        """reconcile.py."""
+        return self.run("reconcile", "--expect", str(expect), code=code)
+
+    def close(self) -> None:
+        """Termine les scripts encore en marche."""
+        for script in self.running:
+            script.stop(signal.SIGKILL)
+        self.client.close()
+
+    # --- Kafka ---
+
+    def send_raw(self, *values: bytes, topic: str | None = None) -> None:
+        """Écrit des messages tels quels."""
+        producer = Producer({"bootstrap.servers": bootstrap_servers(), "acks": "all"})
+        for value in values:
+            producer.produce(topic or self.topic, value=value)
+        assert producer.flush(30) == 0
+
+    def messages(self, topic: str) -> list[Message]:
+        """Tous les messages d'un topic."""
+        consumer = Consumer({"bootstrap.servers": bootstrap_servers(), "group.id": "tests", "enable.auto.commit": False})
+        try:
+            places, total = [], 0
+            for partition in consumer.list_topics(topic, timeout=20).topics[topic].partitions:
+                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=20)
+                places.append(TopicPartition(topic, partition, low))
+                total += high - low
+            consumer.assign(places)
+            found: list[Message] = []
+            deadline = time.monotonic() + 30
+            while len(found) < total and time.monotonic() < deadline:
+                found += [message for message in consumer.consume(1000, 0.2) if message.error() is None]
+            return found
+        finally:
+            consumer.close()
+
+    def dead_letters(self) -> list[tuple[bytes | None, dict[str, str]]]:
+        """Valeur et en-têtes de chaque lettre morte."""
+        return [
+            (message.value(), {name: (value or b"").decode() for name, value in message.headers() or []})
+            for message in self.messages(f"{self.topic}-dlq")
+        ]
+
+    # --- MongoDB, fichiers, PostgreSQL ---
+
+    def in_mongo(self) -> Counter[str]:
+        """Identifiants présents dans MongoDB."""
+        return Counter(vente["_id"] for vente in self.mongo.ventes.find({}, {"_id": 1}))
+
+    def in_files(self) -> Counter[str]:
+        """Identifiants présents dans les fichiers terminés, avec leur nombre d'apparitions."""
+        found: Counter[str] = Counter()
+        for manifest in self.exports.glob("ventes_[0-9]*.json"):
+            path = self.exports / json.loads(manifest.read_text())["fichier"]
+            with path.open(encoding="utf-8", newline="") as file:
+                found.update(row["id"] for row in csv.DictReader(file))
+        return found
+
+    def sql(self, query: str, *parameters: object, user: str | None = None, password: str | None = None) -> Rows:
+        """Exécute une requête et renvoie ses lignes."""
+        account = postgres_dsn() | ({"user": user, "password": password} if user else {})
+        connection = psycopg2.connect(**account, connect_timeout=20)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(query, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def in_postgres(self) -> tuple[int, Decimal]:
+        """Nombre de ventes et somme des montants dans PostgreSQL."""
+        ((count, amount),) = self.sql("SELECT count(*), coalesce(sum(montant), 0) FROM ventes")
+        return count, amount
+
+
+def expected(count: int, seed: int = 1) -> list[Vente]:
+    """Les ventes que ``producer.py --seed … --count …`` envoie."""
+    from exercice3.producer import REPLAY_END
+
+    ventes = generate(seed, lambda: REPLAY_END, 90)
+    return [next(ventes) for _ in range(count)]
+
+
+def ids(ventes: list[Vente]) -> Counter[str]:
+    """Chaque identifiant, une fois."""
+    return Counter(vente.id for vente in ventes)
+
+
+def as_json(vente: Vente, **changes: object) -> bytes:
+    """Message d'une vente, avec des champs changés."""
+    return json.dumps(json.loads(to_json(vente)) | changes).encode()
+
+
+@pytest.fixture
+def lab(stack: None, tmp_path: Path) -> Iterator[Lab]:
+    """Un exercice 3 tout neuf sur les serveurs des tests."""
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
