@@ -1,6 +1,7 @@
 """Le service répond-il vraiment ? On l'interroge comme le ferait un script."""
 
 import http.client
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,21 +58,35 @@ def read_topics(path: Path) -> list[NewTopic]:
 
 
 def taken_port(service: Service) -> str | None:
-    """Phrase qui nomme qui occupe déjà le port de ``service``, ou None s'il est libre."""
+    """Phrase qui nomme qui occupe déjà un port de ``service``, ou None s'ils sont libres."""
     ports = [service.port, *([service.port + CONTROLLER_OFFSET] if service.name in KAFKA_NODES else [])]
-    for connection in psutil.net_connections("tcp"):
-        port = connection.laddr.port if connection.laddr else 0
-        if connection.status == psutil.CONN_LISTEN and port in ports:
-            holder = (
-                f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-                if connection.pid
-                else "un autre compte"
-            )
-            return (
-                f"Le port {port} de {service.name} est pris par {holder} : arrêtez ce programme, "
-                f"ou choisissez un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
-            )
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                role = (
+                    f"{service.name}"
+                    if port == service.port
+                    else f"{service.name} (contrôleur : port + {CONTROLLER_OFFSET})"
+                )
+                return (
+                    f"Le port {port} de {role} est pris par {_holder(port)} : arrêtez ce programme, ou choisissez "
+                    f"un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
+                )
     return None
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listening = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+            if listening and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        pass
+    return "un programme d'un autre compte"
 
 
 def _brokers(stack: Stack) -> str:

@@ -12,7 +12,7 @@ import pwd
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -49,7 +49,8 @@ class Service:
     variable: str
     user: str | None = None
     stop_signal: str = "TERM"
-    environment: dict[str, str] = field(default_factory=dict)
+    # Quand toute la pile s'arrête, le dernier broker attend un contrôleur qui n'est plus là : on ne l'attend pas.
+    stop_seconds: int = 12
 
 
 class Stack:

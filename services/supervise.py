@@ -19,7 +19,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from commun.errors import PipelineError
 from services.stack import NAMES, Service, Stack
 
-STOP_SECONDS = 25
+STOP_SECONDS = 30  # plus que le plus patient des services
 RUNNING = ("STARTING", "RUNNING")
 
 
@@ -161,7 +161,7 @@ class Supervisor:
                 "startsecs": "2",
                 "startretries": "3",
                 "stopsignal": service.stop_signal,
-                "stopwaitsecs": str(STOP_SECONDS),
+                "stopwaitsecs": str(service.stop_seconds),
                 "stdout_logfile": _escaped(str(self.stack.logs / f"{service.name}.log")),
                 "stdout_logfile_maxbytes": "10MB",
                 "stdout_logfile_backups": "1",

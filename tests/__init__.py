@@ -1,0 +1,1 @@
+"""Les tests : ``unit`` (purs), ``integration`` et ``faults`` (vrais serveurs), ``docs`` (le README dit vrai)."""

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = str(ROOT / ".data-tests")
 
 # Avant tout import du projet : les réglages se lisent dans l'environnement.
 os.environ |= {
-    "SERVICES_DATA": str(ROOT / ".data-tests"),
+    "SERVICES_DATA": DATA,
     "PORT_KAFKA1": "19092",
     "PORT_KAFKA2": "19093",
     "PORT_KAFKA3": "19094",
@@ -28,6 +31,10 @@ for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASS
     os.environ.pop(name, None)
 
 pytest_plugins = ["tests.lab"]
+
+# Sur une machine lente, une propriété lente n'est pas une propriété fausse.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
@@ -45,6 +52,10 @@ def stack() -> Iterator[None]:
     started = services("up", timeout=600)
     assert started.returncode == 0, started.stderr
     yield
+    stopped = services("down")
+    assert stopped.returncode == 0, stopped.stderr
+    left = [p.info for p in psutil.process_iter(["cmdline"]) if DATA in " ".join(p.info["cmdline"] or ())]
+    assert not left, f"« down » a laissé des processus : {left}"
     services("reset")
 
 

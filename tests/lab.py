@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
+from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 
 Rows = list[tuple[Any, ...]]
@@ -45,7 +46,8 @@ class Running:
     @staticmethod
     def _read(stream: Any, lines: list[str]) -> None:
         with stream:
-            lines.extend(iter(lambda: stream.readline(), ""))
+            for line in stream:
+                lines.append(line)
 
     @property
     def text(self) -> str:
@@ -144,7 +146,9 @@ class Lab:
 
     def messages(self, topic: str) -> list[Message]:
         """Tous les messages d'un topic."""
-        consumer = Consumer({"bootstrap.servers": bootstrap_servers(), "group.id": "tests", "enable.auto.commit": False})
+        consumer = Consumer(
+            {"bootstrap.servers": bootstrap_servers(), "group.id": "tests", "enable.auto.commit": False}
+        )
         try:
             places, total = [], 0
             for partition in consumer.list_topics(topic, timeout=20).topics[topic].partitions:
@@ -162,10 +166,11 @@ class Lab:
 
     def dead_letters(self) -> list[tuple[bytes | None, dict[str, str]]]:
         """Valeur et en-têtes de chaque lettre morte."""
-        return [
-            (message.value(), {name: (value or b"").decode() for name, value in message.headers() or []})
-            for message in self.messages(f"{self.topic}-dlq")
-        ]
+        found = []
+        for message in self.messages(f"{self.topic}-dlq"):
+            headers = {name: value.decode() for name, value in message.headers() or [] if isinstance(value, bytes)}
+            found.append((message.value(), headers))
+        return found
 
     # --- MongoDB, fichiers, PostgreSQL ---
 
@@ -201,8 +206,6 @@ class Lab:
 
 def expected(count: int, seed: int = 1) -> list[Vente]:
     """Les ventes que ``producer.py --seed … --count …`` envoie."""
-    from exercice3.producer import REPLAY_END
-
     ventes = generate(seed, lambda: REPLAY_END, 90)
     return [next(ventes) for _ in range(count)]
 

@@ -228,7 +228,7 @@ def test_refused_rows_are_kept_with_their_reason(lab: Lab) -> None:
     write_lot(lab.exports, "ventes_000001_x", list(lines))
     lab.run("pg")
 
-    rejected = dict(lab.sql("SELECT ligne, raison FROM ventes_rejets"))
+    rejected: dict[int, str] = dict(lab.sql("SELECT ligne, raison FROM ventes_rejets"))
     wanted = {number: reason for number, reason in enumerate(lines.values(), start=2) if reason}
     assert rejected.keys() == wanted.keys()
     for number, reason in wanted.items():
@@ -242,7 +242,11 @@ def test_refused_rows_are_kept_with_their_reason(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("manifest", "reason"),
-    [({"lignes": 3}, "annoncées"), ({"sha256": "0" * 64}, "contenu différent"), ({"fichier": None, "lignes": "?"}, "manifeste")],
+    [
+        ({"lignes": 3}, "annoncées"),
+        ({"sha256": "0" * 64}, "contenu différent"),
+        ({"fichier": None, "lignes": "?"}, "manifeste"),
+    ],
 )
 def test_a_half_written_file_changes_nothing(lab: Lab, manifest: dict[str, object], reason: str) -> None:
     """Un fichier qui n'est pas celui de son manifeste n'est pas chargé ; complété, il l'est."""
@@ -280,9 +284,13 @@ def test_loading_twice_and_together_changes_nothing(lab: Lab) -> None:
 
 def test_a_corrected_sale_is_updated(lab: Lab) -> None:
     """Un fichier plus récent corrige une vente ; une vente identique n'est pas récrite."""
-    write_lot(lab.exports, "ventes_000001_x", [b"v1,P,R,10.50,2025-01-01 10:00:00\n", b"v2,P,R,1,2025-01-01 10:00:00\n"])
+    write_lot(
+        lab.exports, "ventes_000001_x", [b"v1,P,R,10.50,2025-01-01 10:00:00\n", b"v2,P,R,1,2025-01-01 10:00:00\n"]
+    )
     lab.run("pg")
-    write_lot(lab.exports, "ventes_000002_x", [b"v1,P,R,11.00,2025-01-01 10:00:00\n", b"v2,P,R,1,2025-01-01 10:00:00\n"])
+    write_lot(
+        lab.exports, "ventes_000002_x", [b"v1,P,R,11.00,2025-01-01 10:00:00\n", b"v2,P,R,1,2025-01-01 10:00:00\n"]
+    )
     assert "2 lignes, 0 nouvelles, 1 modifiées" in lab.run("pg")
 
 
@@ -291,7 +299,11 @@ def test_views_grants_and_connections_survive_loads(lab: Lab) -> None:
     lab.run("pg")
     lab.sql("CREATE VIEW ventes_par_region AS SELECT region, sum(montant) FROM ventes GROUP BY region")
     tableau = psycopg2.connect(
-        host="localhost", port=setting("PGPORT"), dbname="ventes_db", user="tableau", password=setting("TABLEAU_PASSWORD")
+        host="localhost",
+        port=setting("PGPORT"),
+        dbname="ventes_db",
+        user="tableau",
+        password=setting("TABLEAU_PASSWORD"),
     )
     try:
         with tableau.cursor() as cursor:
@@ -359,7 +371,11 @@ def test_help_is_french_and_complete(script: str) -> None:
 def test_wrong_option_exits_with_2(script: str) -> None:
     """Une mauvaise option : une phrase en français, code 2."""
     done = subprocess.run(
-        [sys.executable, f"{script}.py", "--nimporte"], cwd=ROOT / "exercice3", capture_output=True, text=True, check=False
+        [sys.executable, f"{script}.py", "--nimporte"],
+        cwd=ROOT / "exercice3",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "option ou argument inconnu : --nimporte" in done.stderr
@@ -368,7 +384,7 @@ def test_wrong_option_exits_with_2(script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "env", "sentence"),
     [
-        ("producer", ["--count", "1"], {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, "Kafka ne répond pas sur localhost:1"),
+        ("producer", [], {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, "Kafka ne répond pas sur localhost:1"),
         ("consumer", [], {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, "Kafka ne répond pas sur localhost:1"),
         ("consumer", [], {"MONGO_URI": "mongodb://localhost:1"}, "MongoDB ne répond pas"),
         ("consumer", [], {"MONGO_PASSWORD": "faux"}, "MongoDB refuse"),

@@ -1,0 +1,241 @@
+"""Pannes : services tués, scripts tués, arrêts à chaque étape. À la fin, chaque vente est là une fois."""
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from commun.settings import mongo_uri
+from exercice3 import schedule_export
+from exercice3.collection import JOURNALED
+from tests.conftest import services
+from tests.lab import Lab, Running, expected, ids, wait_until
+
+
+def ok(*arguments: str) -> str:
+    """« python -m services … », qui doit réussir."""
+    done = services(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_mongodb_killed_while_consuming(lab: Lab) -> None:
+    """MongoDB tué : le consommateur attend, le dit une fois, garde sa place dans le groupe et ne perd rien."""
+    producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "500")
+    consumer = lab.start("consumer")
+    wait_until(lambda: len(lab.in_mongo()) > 200, 60, lambda: consumer.text)
+    ok("kill", "mongodb")
+    consumer.wait_for("MongoDB ne répond plus")
+    time.sleep(12)  # plus long que session.timeout.ms : sans battements, le groupe l'exclurait
+    ok("restart", "mongodb")
+    consumer.wait_for("MongoDB répond de nouveau")
+    wait_until(lambda: len(lab.in_mongo()) == 3000, 60, lambda: consumer.text)
+    assert producer.process.wait(60) == 0
+    assert consumer.stop() == 0
+    assert lab.in_mongo() == ids(expected(3000))
+    assert consumer.text.count("ne répond plus") == 1
+    assert "Position non validée" not in consumer.text, "il a gardé ses partitions"
+
+
+def test_consumer_stopped_while_mongodb_is_down(lab: Lab) -> None:
+    """Ctrl-C pendant la panne : sortie propre, et les messages non écrits sont relus ensuite."""
+    lab.produce(400)
+    consumer = lab.start("consumer", env={"LOG_LEVEL": "info"})
+    wait_until(lambda: len(lab.in_mongo()) == 400, 60, lambda: consumer.text)
+    ok("kill", "mongodb")
+    try:
+        lab.produce(500)
+        consumer.wait_for("MongoDB ne répond plus")
+        assert consumer.stop(signal.SIGINT) == 0
+        assert "seront relus" in consumer.text
+    finally:
+        ok("restart", "mongodb")
+    lab.consume(500)
+    assert lab.in_mongo() == ids(expected(500))
+
+
+def test_postgres_killed_while_watching(lab: Lab) -> None:
+    """PostgreSQL tué : pg.py --watch attend, le dit une fois, puis charge tout, une fois."""
+    watcher = lab.start("pg", "--watch", "--every", "0.5")
+    lab.produce(200)
+    lab.consume(200)
+    lab.run("schedule_export", "--once")
+    wait_until(lambda: "200 nouvelles" in watcher.text, 60, lambda: watcher.text)
+    ok("kill", "postgres")
+    lab.produce(100, seed=2)
+    lab.consume(100)
+    lab.run("schedule_export", "--once")
+    watcher.wait_for("PostgreSQL ne répond plus")
+    time.sleep(3)
+    ok("restart", "postgres")
+    watcher.wait_for("100 nouvelles")
+    assert watcher.stop() == 0
+    assert lab.in_postgres() == (300, sum(v.montant for v in expected(200) + expected(100, seed=2)))
+    assert watcher.text.count("ne répond plus") == 1
+
+
+def test_a_broker_dies_and_nobody_notices(lab: Lab) -> None:
+    """Un broker sur trois tué pendant l'envoi et la lecture : tout est confirmé, tout arrive."""
+    producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "300")
+    consumer = lab.start("consumer")
+    wait_until(lambda: len(lab.in_mongo()) > 200, 60, lambda: consumer.text)
+    ok("kill", "kafka2")
+    assert producer.process.wait(120) == 0, producer.text
+    producer.wait_for("3000 confirmées")
+    wait_until(lambda: len(lab.in_mongo()) == 3000, 120, lambda: consumer.text)
+    ok("restart", "kafka2")
+    assert consumer.stop() == 0
+    assert lab.in_mongo() == ids(expected(3000))
+
+
+def test_two_brokers_die_and_come_back(lab: Lab) -> None:
+    """Deux brokers sur trois tués : le producteur attend et finit après leur retour, sans rien perdre."""
+    producer = lab.start("producer", "--count", "2000", "--seed", "1", "--rate", "300")
+    producer.wait_for("confirmées")
+    ok("kill", "kafka1")
+    ok("kill", "kafka3")
+    time.sleep(8)
+    ok("restart", "kafka1")
+    ok("restart", "kafka3")
+    assert producer.process.wait(120) == 0, producer.text
+    lab.consume(2000)
+    assert lab.in_mongo() == ids(expected(2000))
+
+
+def test_consumer_killed_again_and_again(lab: Lab) -> None:
+    """Dix kill -9 du consommateur pendant qu'il lit : chaque vente est une fois dans MongoDB."""
+    draw = random.Random(7)
+    lab.produce(6000)
+    for _ in range(10):
+        consumer = lab.start("consumer", env={"KAFKA_SESSION_TIMEOUT_MS": "6000"})
+        consumer.wait_for("Lecture")
+        time.sleep(draw.uniform(0.3, 1.5))
+        consumer.stop(signal.SIGKILL)
+    consumer = lab.start("consumer")
+    wait_until(lambda: len(lab.in_mongo()) == 6000, 90, lambda: consumer.text)
+    assert consumer.stop() == 0
+    assert lab.in_mongo() == ids(expected(6000))
+    assert "0 lettres mortes" in consumer.text
+
+
+class Crash(Exception):
+    """Arrêt brutal, au moment voulu."""
+
+
+def test_export_crashes_at_every_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L'export s'arrête net avant et après chacune de ses écritures : aucune vente sautée, aucune en double."""
+    size, countdown = 130, [0]
+
+    def crashing(original: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            for moment in ("before", "after"):
+                countdown[0] -= 1
+                if countdown[0] == 0:
+                    raise Crash(moment)
+                if moment == "before":
+                    result = original(*args, **kwargs)
+            return result
+
+        return step
+
+    lab.produce(20)
+    lab.consume(20)
+    with MongoClient[dict[str, Any]](mongo_uri()) as client:
+        database = client.get_database("ventes_db", write_concern=JOURNALED)
+        template = database.ventes.find_one({})
+        assert template is not None
+        lab.mongo.ventes.delete_many({})
+        total, crashes, step = 0, 0, 1
+        while True:
+            # Des ventes nouvelles à chaque essai : le lot interrompu et le suivant se mêlent.
+            documents = [template | {"_id": f"{step}-{n}", "lot_export": 0} for n in range(size)]
+            database.ventes.insert_many(documents)
+            total += size
+            with monkeypatch.context() as patch:
+                for name in ("insert_one", "update_many", "update_one"):
+                    patch.setattr(Collection, name, crashing(getattr(Collection, name)))
+                patch.setattr(os, "replace", crashing(os.replace))
+                patch.setattr(os, "fsync", crashing(os.fsync))
+                countdown[0] = step
+                try:
+                    schedule_export.export_new(database, lab.exports, lot_size=100)
+                except Crash:
+                    crashes += 1
+                    step += 1
+                    continue
+            break
+        assert crashes >= 16, "chaque écriture a été interrompue"
+        schedule_export.export_new(database, lab.exports, lot_size=100)
+    found = lab.in_files()
+    assert found.total() == total
+    assert max(found.values()) == 1
+    assert lab.mongo.ventes.count_documents({"lot_export": 0}) == 0
+
+
+def test_two_exports_killed_while_consumers_write(lab: Lab) -> None:
+    """Deux exports tués au hasard pendant que deux consommateurs écrivent : chaque vente dans un seul fichier."""
+    draw = random.Random(11)
+    consumers = [lab.start("consumer") for _ in range(2)]
+    producer = lab.start("producer", "--count", "6000", "--seed", "1", "--rate", "500")
+    options = ("--every", "0.2", "--lot-size", "300")
+    exports = [lab.start("schedule_export", *options) for _ in range(2)]
+    deadline = time.monotonic() + 25
+    while time.monotonic() < deadline:
+        time.sleep(draw.uniform(0.5, 2.5))
+        victim = draw.randrange(2)
+        exports[victim].stop(signal.SIGKILL)
+        exports[victim] = lab.start("schedule_export", *options)
+    assert producer.process.wait(60) == 0
+    wait_until(lambda: len(lab.in_mongo()) == 6000, 90, lambda: consumers[0].text)
+    for script in (*consumers, *exports):
+        assert script.stop() == 0, script.text
+    lab.run("schedule_export", "--once")
+    assert lab.in_files() == ids(expected(6000))
+
+
+def test_loader_killed_again_and_again(lab: Lab) -> None:
+    """pg.py tué au hasard pendant ses chargements : chaque fichier est chargé en entier ou pas du tout."""
+    draw = random.Random(3)
+    lab.produce(6000)
+    lab.consume(6000)
+    lab.run("schedule_export", "--once", "--lot-size", "250")
+    for _ in range(12):
+        loader = lab.start("pg")
+        time.sleep(draw.uniform(0.2, 0.8))
+        loader.stop(signal.SIGKILL)
+    lab.run("pg")
+    assert lab.in_postgres() == (6000, sum(v.montant for v in expected(6000)))
+    assert lab.sql("SELECT count(*), sum(nouvelles), sum(lignes) FROM ventes_chargements") == [(24, 6000, 6000)]
+
+
+@pytest.mark.timeout(300)
+def test_kill_anything_then_reconcile(lab: Lab) -> None:
+    """Pendant que tout tourne, services et scripts sont tués au hasard (graine fixe), puis relancés : tout est égal."""
+    draw = random.Random(20261124)
+    commands = {
+        "producer": ("--count", "8000", "--seed", "1", "--rate", "400"),
+        "consumer": (),
+        "schedule_export": ("--every", "1"),
+        "pg": ("--watch", "--every", "0.5"),
+    }
+    scripts: dict[str, Running] = {name: lab.start(name, *options) for name, options in commands.items()}
+    for service in draw.sample(["kafka1", "kafka2", "kafka3", "mongodb", "postgres"], 5):
+        time.sleep(draw.uniform(0.5, 2))
+        ok("kill", service)
+        victim = draw.choice(list(commands))
+        scripts[victim].stop(signal.SIGKILL)
+        time.sleep(draw.uniform(0.5, 3))
+        scripts[victim] = lab.start(victim, *commands[victim])
+        ok("restart", service)
+        if scripts[victim].process.poll():  # démarré pendant la panne, il a renoncé en le disant
+            scripts[victim] = lab.start(victim, *commands[victim])
+    assert scripts["producer"].process.wait(120) == 0, scripts["producer"].text
+    wait_until(lambda: lab.in_postgres()[0] == 8000, 120, lambda: [script.text[-500:] for script in scripts.values()])
+    for name in ("consumer", "schedule_export", "pg"):
+        assert scripts[name].stop() == 0, scripts[name].text
+    assert "Tout est égal" in lab.reconcile(8000)

@@ -1,0 +1,103 @@
+"""La pile locale : relance, coupure, ports pris, mauvais usage."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from commun.settings import ROOT, setting
+from services.stack import KAFKA_NODES, Stack
+from tests.conftest import services
+from tests.lab import Lab, expected, ids
+
+pytestmark = pytest.mark.usefixtures("stack")
+
+
+def test_up_is_idempotent() -> None:
+    """« up » sur une pile en marche ne redémarre rien."""
+    before = services("status").stdout
+    done = services("up")
+    after = services("status").stdout
+    assert done.returncode == 0, done.stderr
+    assert [line.split("pid")[1].split(",")[0] for line in before.splitlines() if "pid" in line] == [
+        line.split("pid")[1].split(",")[0] for line in after.splitlines() if "pid" in line
+    ]
+
+
+def test_everything_listens_on_loopback_only() -> None:
+    """Aucun port de la pile n'est ouvert sur le réseau."""
+    ports = set(Stack().ports.values()) | {Stack().ports[name] + 1000 for name in KAFKA_NODES}
+    addresses = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports
+    }
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+def test_a_taken_port_is_named(tmp_path: object) -> None:
+    """Un port occupé : son numéro, qui l'occupe et la variable qui le change, en une phrase par service."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services", "up"],
+        cwd=ROOT, env=os.environ | {"SERVICES_DATA": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for port, holder, variable in (("15432", "postgres", "PGPORT"), ("19093", "java", "PORT_KAFKA2")):
+        assert any(port in line and holder in line and variable in line for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nimporte"], "n'est pas un choix possible"),
+        (["kill"], "attend un nom de service"),
+        (["up", "kafka1"], "ne prend pas de nom"),
+        (["logs", "nimporte"], "n'est pas un choix possible"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], sentence: str) -> None:
+    """Une mauvaise commande : une phrase en français, code 2."""
+    done = services(*arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_logs_and_status() -> None:
+    """Les journaux et l'état de chaque service sont lisibles."""
+    assert services("logs", "postgres").stdout.strip()
+    status = services("status")
+    assert status.returncode == 0
+    assert status.stdout.count("répond") == 6
+
+
+def test_connect_offers_the_file_connector() -> None:
+    """Kafka Connect répond et propose FileStreamSourceConnector, que connector.json demande."""
+    command = ["bash", "services/config/register-connector.sh", "localhost", setting("PORT_CONNECT")]
+    done = subprocess.run(
+        [*command, "exercice1/connector.json"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert "Connecteur csv-source inscrit : il tourne." in done.stdout, done.stderr
+
+
+def test_a_power_cut_loses_nothing(lab: Lab) -> None:
+    """Tous les processus tués d'un coup, superviseur compris : « up » redémarre et tout est encore là."""
+    lab.produce(700)
+    lab.consume(500)
+    lab.run("schedule_export", "--once")
+    lab.run("pg")
+    data = str(Stack().data)
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        if data in " ".join(process.info["cmdline"] or ()):
+            process.send_signal(signal.SIGKILL)
+    done = services("up")
+    assert done.returncode == 0, done.stderr
+    assert lab.in_postgres()[0] == 500
+    lab.consume(200)
+    lab.run("schedule_export", "--once")
+    lab.run("pg")
+    assert lab.in_mongo() == lab.in_files() == ids(expected(700))
+    assert "Tout est égal" in lab.reconcile(700)

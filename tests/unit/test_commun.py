@@ -1,0 +1,155 @@
+"""Options, réglages, variables d'environnement."""
+
+import argparse
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from commun import settings
+from commun.cli import Parser, Stop, french_number, positive, run
+from commun.errors import PipelineError
+from commun.kafka import client_config
+
+
+def test_environment_sets_any_property(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KAFKA_SECURITY_PROTOCOL règle security.protocol ; les variables d'autres outils sont laissées de côté."""
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("KAFKA_SASL_USERNAME", "moi")
+    for foreign in ("KAFKA_HOME", "KAFKA_HEAP_OPTS", "KAFKA_PORT_9092_TCP", "KAFKA_SERVICE_HOST"):
+        monkeypatch.setenv(foreign, "x")
+    config = client_config({"acks": "all"}, ("acks",))
+    assert config["security.protocol"] == "SASL_SSL"
+    assert config["sasl.username"] == "moi"
+    assert config["acks"] == "all"
+    assert not {"home", "heap.opts", "port.9092.tcp", "service.host"} & config.keys()
+
+
+def test_a_guaranteed_property_is_protected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toucher à une garantie est refusé, et la variable est nommée."""
+    monkeypatch.setenv("KAFKA_ENABLE_IDEMPOTENCE", "false")
+    with pytest.raises(PipelineError, match="KAFKA_ENABLE_IDEMPOTENCE"):
+        client_config({}, ("enable.idempotence",))
+
+
+def test_bootstrap_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Option, puis variable, puis les trois ports de la pile."""
+    monkeypatch.setenv("PORT_KAFKA1", "1111")
+    assert settings.bootstrap_servers() == "localhost:1111,localhost:19093,localhost:19094"
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:1")
+    assert client_config({})["bootstrap.servers"] == "a:1"
+    assert client_config({}, bootstrap="b:2")["bootstrap.servers"] == "b:2"
+
+
+def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Le mot de passe de .env ne part pas vers un autre serveur que celui de la pile."""
+    assert "password" in settings.postgres_dsn()
+    monkeypatch.setenv("PGHOST", "ailleurs.example")
+    assert "password" not in settings.postgres_dsn()
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    assert settings.postgres_dsn()["password"] == "secret"
+    monkeypatch.setenv("PGSERVICE", "prod")
+    assert settings.postgres_dsn() == {}
+
+
+def test_mongo_uri_escapes_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un mot de passe avec des signes réservés reste entier."""
+    monkeypatch.setenv("MONGO_PASSWORD", "a/b@c:d")
+    assert "a%2Fb%40c%3Ad@localhost:37018" in settings.mongo_uri()
+
+
+def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Une variable sans valeur : son nom et où la poser."""
+    with pytest.raises(PipelineError, match=r"NIMPORTE .*\.env"):
+        settings.setting("NIMPORTE")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--count"], "--count attend une valeur"),
+        (["--count", "-1"], "attend une valeur|n'est pas un nombre positif"),
+        (["--count", "0"], "'0' n'est pas un nombre positif"),
+        (["--count", "abc"], "'abc' n'est pas un nombre positif"),
+        (["--rate", "nan"], "n'est pas un nombre positif ou nul"),
+        (["--rate", "inf"], "n'est pas un nombre positif ou nul"),
+        (["--cou", "1"], "option ou argument inconnu : --cou 1"),
+        (["reste"], "option ou argument inconnu : reste"),
+        (["--log-level", "fort"], "--log-level : 'fort' n'est pas un choix possible"),
+    ],
+)
+def test_errors_are_french(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chaque mauvais usage donne une phrase en français et le code 2."""
+    parser = Parser("Essai.", prog="essai")
+    parser.option("--count", type=positive(), help="nombre")
+    parser.option("--rate", type=positive(float, zero=True), help="débit")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse(argv)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert any(part in message for part in sentence.split("|")), message
+    for english in ("error:", "argument --", "usage:", "expected"):
+        assert english not in message
+
+
+def test_an_option_reads_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Défaut < variable < option ; la valeur de la variable passe par le même contrôle."""
+
+    def parse(*argv: str) -> argparse.Namespace:
+        parser = Parser("Essai.")
+        parser.option("--every", env="ESSAI_EVERY", type=positive(), default=3, help="100 % du temps")
+        return parser.parse(argv)
+
+    assert parse().every == 3
+    monkeypatch.setenv("ESSAI_EVERY", "5")
+    assert parse().every == 5
+    assert parse("--every", "7").every == 7
+    monkeypatch.setenv("ESSAI_EVERY", "-5")
+    with pytest.raises(SystemExit):
+        parse()
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "message"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (lambda: _raise(PipelineError("Il manque X.")), 1, "Il manque X.\n"),
+        (lambda: _raise(KeyboardInterrupt()), 1, "Interrompu avant la fin.\n"),
+        (lambda: _raise(ValueError("boum")), 1, "Erreur imprévue : boum (ValueError)."),
+    ],
+)
+def test_exit_codes(main: Callable[[], int], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Codes de sortie, et une phrase sans trace."""
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert stopped.value.code == code
+    output = capsys.readouterr().err
+    assert output.startswith(message)
+    assert "Traceback" not in output
+
+
+def _raise(error: BaseException) -> int:
+    raise error
+
+
+def test_stop_then_interrupt() -> None:
+    """Le premier Ctrl-C lève le drapeau, le second interrompt."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stop = Stop()
+        assert not stop
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        assert stop.wait(10)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def test_french_numbers() -> None:
+    """Espace pour les milliers, virgule pour les décimales."""
+    assert french_number(1234567.891, 2) == "1 234 567,89"
+    assert french_number(0) == "0"

@@ -1,0 +1,62 @@
+"""Lecture d'un fichier CSV pour COPY."""
+
+import csv
+import hashlib
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exercice3.rows import BadFile, Rows
+from exercice3.ventes import FIELDS
+
+cells = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r"), max_size=20)
+tables = st.lists(st.lists(cells, min_size=len(FIELDS), max_size=len(FIELDS)), max_size=20)
+
+
+def to_csv(table: list[list[str]]) -> bytes:
+    """Le fichier d'une table, en-tête compris."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(FIELDS), *table])
+    return text.getvalue().encode()
+
+
+def read_all(rows: Rows, size: int) -> list[list[str]]:
+    """Ce que COPY recevrait, lu par bouts de ``size`` caractères."""
+    text = ""
+    while part := rows.read(size):
+        text += part
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+@given(tables, st.integers(1, 200))
+def test_any_table_passes_whole(table: list[list[str]], size: int) -> None:
+    """Toute table passe telle quelle, numérotée, quelle que soit la taille des lectures."""
+    content = to_csv(table)
+    rows = Rows(io.BytesIO(content))
+    assert [row[1:] for row in read_all(rows, size)] == table
+    assert rows.lines == len(table)
+    assert rows.digest.hexdigest() == hashlib.sha256(content).hexdigest()
+    assert rows.rejects == []
+
+
+def test_line_numbers_follow_the_file() -> None:
+    """Le numéro de ligne est celui du fichier, même après un champ sur deux lignes."""
+    rows = Rows(io.BytesIO(to_csv([["a", "sur\ndeux", "r", "1", "d"], ["b", "p", "r", "1", "d"]])))
+    assert [row[0] for row in read_all(rows, 10)] == ["2", "4"]
+
+
+@pytest.mark.parametrize("header", [b"", b"id,produit\n", b"produit,id,region,montant,date_vente\n"])
+def test_another_header_is_refused(header: bytes) -> None:
+    """Un autre en-tête, ou aucun : le fichier entier est refusé."""
+    with pytest.raises(BadFile, match="en-tête"):
+        Rows(io.BytesIO(header)).read()
+
+
+def test_an_open_quote_does_not_hide_the_count() -> None:
+    """Un guillemet jamais fermé avale la suite : le nombre de lignes ne correspond plus au manifeste."""
+    rows = Rows(io.BytesIO(to_csv([]) + b'a,"p,r,1,d\nb,p,r,1,d\n'))
+    read_all(rows, 100)
+    assert rows.lines == 1
+    assert len(rows.rejects) == 1
