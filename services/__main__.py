@@ -137,7 +137,7 @@ def reset(stack: Stack) -> None:
     """Arrête tout et efface les données des serveurs et les fichiers exportés."""
     down(stack)
     exports = os.environ.get("EXPORT_DIR") or ROOT / "exercice3" / "exports"
-    for folder in (stack.data, stack.runtime, exports):
+    for folder in (stack.data, stack.runtime, stack.postgres_home, exports):
         shutil.rmtree(folder, ignore_errors=True)
     say(f"Données effacées : {stack.data} et {exports}")
 

@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     from jgo.maven import MavenContext
 
 JARS = Path(__file__).parent / "jars"
+PROGRESS_SECONDS = 3.0
 Say = Callable[[str], None]
 
 
@@ -58,9 +59,16 @@ def jars(say: Say) -> list[Path]:
     lines = (JARS / "kafka.lock").read_text(encoding="utf-8").split("\n")
     wanted = [line for line in lines if line and not line.startswith("#")]
     say(f"Jars de Kafka : {len(wanted)} fichiers (60 Mo, téléchargés la première fois)…")
+    found: list[Path] = []
     with ThreadPoolExecutor(8) as pool:
         try:
-            return list(pool.map(fetch, wanted))
+            said = time.monotonic()
+            for path in pool.map(fetch, wanted):
+                found.append(path)
+                if time.monotonic() - said > PROGRESS_SECONDS:
+                    said = time.monotonic()
+                    say(f"  {len(found)} sur {len(wanted)}")
+            return found
         except (OSError, RuntimeError) as error:
             raise PipelineError(
                 f"Téléchargement des jars impossible ({error}) : vérifiez l'accès à Internet."
@@ -90,7 +98,12 @@ def install(stack: Stack, say: Say) -> list[Path]:
     """Prépare tout ce que les services attendent ; renvoie les jars de Kafka."""
     for folder in (stack.data, stack.logs):
         folder.mkdir(parents=True, exist_ok=True)
-    stack.runtime.mkdir(mode=0o700, exist_ok=True)
+    for folder, mode in ((stack.runtime, 0o700), (stack.postgres_home, 0o711)):
+        folder.mkdir(mode=mode, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PipelineError(
+                f"Le dossier {folder} appartient à un autre compte : effacez-le ou changez SERVICES_DATA."
+            )
     files = jars(say)
     plugins = stack.data / "connect-plugins"
     plugins.mkdir(exist_ok=True)
@@ -126,12 +139,11 @@ def _format_kafka(stack: Stack, name: str, classes: str) -> None:
 
 def _init_postgres(stack: Stack, say: Say) -> None:
     user = stack.postgres_user
-    if stack.postgres_home == stack.runtime:
-        stack.runtime.chmod(0o711)
     if not stack.postgres_bin.exists():
-        draft = stack.runtime / "pginstall18.tmp"
+        copy = stack.postgres_bin.parent
+        draft = copy.with_name("pginstall18.tmp")
         shutil.copytree(stack.postgres_package, draft, dirs_exist_ok=True, symlinks=True)
-        draft.rename(stack.runtime / "pginstall18")
+        draft.rename(copy)
     if (stack.postgres_data / "PG_VERSION").exists():
         return
     say("PostgreSQL : création du serveur (initdb)…")

@@ -100,15 +100,17 @@ class Stack:
         """Dossier parent des données de PostgreSQL.
 
         C'est le dossier de données, sauf quand root travaille dans un dossier fermé aux autres
-        comptes (/root par exemple) : celui de PostgreSQL ne pourrait pas y entrer.
+        comptes (/root par exemple) : celui de PostgreSQL ne pourrait pas y entrer. Alors c'est un
+        dossier de /var/tmp, qui survit aux redémarrages de la machine.
         """
-        return self.runtime if self.postgres_user and not _open_to_all(self.data) else self.data
+        closed = self.postgres_user and not _open_to_all(self.data)
+        return Path("/var/tmp") / self.runtime.name if closed else self.data  # noqa: S108 - propriétaire vérifié
 
     @cached_property
     def postgres_bin(self) -> Path:
         """Programmes de PostgreSQL 18 : ceux du paquet, ou leur copie si le paquet est hors d'atteinte."""
         out_of_reach = self.postgres_user and not _open_to_all(self.postgres_package)
-        return (self.runtime / "pginstall18" if out_of_reach else self.postgres_package) / "bin"
+        return (self.postgres_home / "pginstall18" if out_of_reach else self.postgres_package) / "bin"
 
     @property
     def postgres_package(self) -> Path:

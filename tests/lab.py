@@ -168,7 +168,11 @@ class Lab:
         """Valeur et en-têtes de chaque lettre morte."""
         found = []
         for message in self.messages(f"{self.topic}-dlq"):
-            headers = {name: value.decode() for name, value in message.headers() or [] if isinstance(value, bytes)}
+            headers = {
+                name: value.decode()
+                for name, value in dict(message.headers() or []).items()
+                if isinstance(value, bytes)
+            }
             found.append((message.value(), headers))
         return found
 

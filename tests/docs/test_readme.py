@@ -1,0 +1,129 @@
+"""Le README dit vrai : ses commandes existent, ses options aussi, et l'anglais suit le français."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commun.settings import ROOT, defaults
+from services.__main__ import parse as parse_services
+
+FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
+ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
+SCRIPTS = ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")
+MAKE_TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Blocs de code d'un langage."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def headings(text: str) -> list[int]:
+    """Niveaux des titres, dans l'ordre."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [len(marks) for marks in re.findall(r"^(#+) ", without_code, re.MULTILINE)]
+
+
+def commands() -> list[str]:
+    """Commandes du README : lignes des blocs bash, et `commandes` des tableaux et du texte."""
+    lines = [line.strip() for block in blocks(FRENCH, "bash") for line in block.splitlines()]
+    inline = re.findall(r"`((?:make|python|docker-compose) [^`…]+)`", FRENCH)
+    return sorted({line for line in (*lines, *inline) if line})
+
+
+def help_of(script: str) -> str:
+    """Texte de --help d'un script de l'exercice 3."""
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--help"],
+        cwd=ROOT / "exercice3", env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_exists(command: str) -> None:
+    """Chaque commande du README désigne une cible, un script et des options qui existent."""
+    words = shlex.split(command)
+    match words[0]:
+        case "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert set(targets) <= MAKE_TARGETS, command
+        case "python" | "python3" if words[1:3] == ["-m", "services"]:
+            parse_services(words[3:])
+        case "python" if words[1].endswith(".py"):
+            script = Path(words[1]).stem
+            assert script in SCRIPTS, command
+            options = {word for word in words[2:] if word.startswith("--")}
+            assert options <= set(re.findall(r"--[a-z-]+", help_of(script))), command
+        case "python3":
+            assert words == ["python3", "-m", "venv", ".venv"]
+        case "cd":
+            assert (ROOT / words[1]).is_dir()
+        case "pip":
+            assert (ROOT / words[-1]).is_file()
+        case "docker-compose":
+            profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
+            assert profiles <= {"flink", "ui"}
+            assert {"up", "down", "ps"} & set(words), command
+        case "source":
+            assert words[1] == ".venv/bin/activate"
+        case "psql":
+            assert defaults()["TABLEAU_PASSWORD"] in command
+        case _:
+            pytest.fail(f"commande inattendue : {command}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_is_documented(script: str) -> None:
+    """Chaque option d'un script est dans le README."""
+    for option in set(re.findall(r"--[a-z][a-z-]+", help_of(script))):
+        assert option in FRENCH, f"{option} de {script}.py manque dans le README"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_variable_is_documented(script: str) -> None:
+    """Chaque variable d'environnement d'une option est dans le README."""
+    for variable in re.findall(r"variable ([A-Z_]+)", help_of(script)):
+        assert variable in FRENCH, f"{variable} manque dans le README"
+
+
+def test_every_file_of_the_structure_exists() -> None:
+    """La structure annoncée est celle du dépôt, et rien à la racine n'y manque."""
+    structure = next(block for block in blocks(FRENCH, "text") if block.startswith("docker-compose.yml"))
+    named = [line.split()[0] for line in structure.splitlines() if not line.startswith(" ")]
+    for name in (*named, *(f"exercice3/{file}" for file in re.findall(r"\b(\w+\.(?:py|sql))\b", structure))):
+        assert (ROOT / name).exists(), name
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    top = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked if path}
+    assert top - set(named) == {".ci/", ".gitattributes", ".gitignore", "README.md", "README.en.md"}
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Les liens vers des fichiers du dépôt mènent à un fichier."""
+    for text in (FRENCH, ENGLISH):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_sample_output_has_the_real_shape() -> None:
+    """L'extrait de make demo a les étapes que reconcile.py affiche."""
+    sample = next(block for block in blocks(FRENCH, "text") if block.startswith("étape"))
+    steps = [line.split(maxsplit=1) for line in sample.splitlines()[1:6]]
+    assert [name for name, _ in steps] == ["produites", "Kafka", "MongoDB", "CSV", "PostgreSQL"]
+    assert len({figures for _, figures in steps}) == 1
+
+
+def test_english_mirrors_french() -> None:
+    """Mêmes titres dans le même ordre, mêmes blocs de code, autant de tableaux et de liens."""
+    assert headings(ENGLISH) == headings(FRENCH)
+    for language in ("bash", "text"):
+        assert blocks(ENGLISH, language) == blocks(FRENCH, language)
+    assert len(blocks(ENGLISH, "mermaid")) == len(blocks(FRENCH, "mermaid"))
+    assert len(re.findall(r"^\|", ENGLISH, re.MULTILINE)) == len(re.findall(r"^\|", FRENCH, re.MULTILINE))
