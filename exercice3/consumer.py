@@ -28,7 +28,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config, connect, dead_letter, ensure_topic, place
-from exercice3.collection import NOT_ALLOWED, SAME_ID, Document, Outcome, insert, open_client, prepare
+from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
 from exercice3.ventes import InvalidVente, Vente, parse
 
 log = logging.getLogger("pipeline")
@@ -51,6 +51,7 @@ CONSUMER_CONFIG = {
 DEAD_LETTER_CONFIG = {"acks": "all", "enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5}
 GUARANTEED = ("enable.auto.commit", "auto.offset.reset", "acks", "enable.idempotence", "message.timeout.ms")
 
+Batch = dict[str, tuple[Message, Vente]]  # par identifiant : le message et la vente qu'il porte
 Rejected = list[tuple[Message, str]]  # messages refusés, avec la raison
 
 
@@ -70,13 +71,13 @@ class Counts:
         )
 
 
-def sort_messages(messages: list[Message], now: datetime) -> tuple[dict[str, Vente], dict[str, Message], Rejected]:
-    """Sépare les ventes valides et leurs messages, par identifiant, des messages refusés.
+def sort_messages(messages: list[Message], now: datetime) -> tuple[list[Batch], Rejected]:
+    """Range les ventes valides en lots, et les autres messages avec leur raison.
 
-    ``now`` est l'heure locale, sans fuseau, comme ``date_vente``.
+    Un seul lot suffit presque toujours ; deux ventes différentes sous un même identifiant vont
+    dans deux lots, écrits l'un après l'autre. ``now`` est l'heure locale, comme ``date_vente``.
     """
-    ventes: dict[str, Vente] = {}
-    origins: dict[str, Message] = {}
+    batches: list[Batch] = [{}]
     rejected: Rejected = []
     for message in messages:
         try:
@@ -84,16 +85,18 @@ def sort_messages(messages: list[Message], now: datetime) -> tuple[dict[str, Ven
         except InvalidVente as error:
             rejected.append((message, str(error)))
             continue
-        if ventes.setdefault(vente.id, vente) != vente:
-            rejected.append((message, SAME_ID))
-        origins.setdefault(vente.id, message)
-    return ventes, origins, rejected
+        for batch in batches:
+            _, known = batch.setdefault(vente.id, (message, vente))
+            if known == vente:
+                break
+        else:
+            batches.append({vente.id: (message, vente)})
+    return batches, rejected
 
 
-def insert_until_done(
-    consumer: Consumer, collection: Collection[Document], ventes: dict[str, Vente], stop: Stop
-) -> Outcome | None:
+def insert_until_done(consumer: Consumer, collection: Collection[Document], batch: Batch, stop: Stop) -> Outcome | None:
     """``insert``, répété jusqu'à ce que MongoDB réponde ; None si l'arrêt est demandé avant."""
+    ventes = {id: vente for id, (_, vente) in batch.items()}
     attempt = 0
     while True:
         try:
@@ -155,34 +158,52 @@ def readable(message: Message) -> bool:
     return False
 
 
-def consume(
-    consumer: Consumer, producer: Producer, collection: Collection[Document], args: argparse.Namespace, stop: Stop
-) -> Counts:
-    """La boucle : lire un lot, l'écrire, ranger les lettres mortes, et seulement alors valider la position."""
-    counts = Counts()
+@dataclass
+class Sink:
+    """Où vont les messages : la collection, la file des lettres mortes, et le compte de ce qui est fait."""
+
+    collection: Collection[Document]
+    producer: Producer
+    dead_letter_topic: str
+    counts: Counts
+
+
+def process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop) -> bool:
+    """Écrit, range les lettres mortes, et seulement alors valide la position ; faux si l'arrêt vient avant."""
+    batches, rejected = sort_messages(messages, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
+    written = 0
+    for batch in batches:
+        outcome = insert_until_done(consumer, sink.collection, batch, stop)
+        if outcome is None:
+            return False
+        written += outcome.written
+        rejected += [(batch[id][0], reason) for id, reason in outcome.refused.items()]
+    if not bury(sink.producer, sink.dead_letter_topic, rejected, stop):
+        return False
+    commit(consumer, messages)
+    sink.counts.read += len(messages)
+    sink.counts.written += written
+    sink.counts.dead_letters += len(rejected)
+    return True
+
+
+def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop) -> None:
+    """La boucle : un lot après l'autre, jusqu'à l'arrêt, --max-messages ou --idle-timeout."""
+    counts = sink.counts
     active = reported = time.monotonic()
     while not stop and (args.max_messages is None or counts.read < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - counts.read)
         messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
         if messages:
-            ventes, origins, rejected = sort_messages(messages, datetime.now())  # noqa: DTZ005 - heure locale
-            outcome = insert_until_done(consumer, collection, ventes, stop)
-            if outcome:
-                rejected += [(origins[id], reason) for id, reason in outcome.refused.items()]
-            if outcome is None or not bury(producer, args.topic + "-dlq", rejected, stop):
+            if not process(consumer, sink, messages, stop):
                 log.warning("Arrêt : %d messages non traités seront relus au prochain démarrage.", len(messages))
                 break
-            commit(consumer, messages)
-            counts.read += len(messages)
-            counts.written += outcome.written
-            counts.dead_letters += len(rejected)
             active = time.monotonic()
         elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
             break
         if messages and time.monotonic() - reported > REPORT_SECONDS:
             log.info("%s", counts)
             reported = time.monotonic()
-    return counts
 
 
 def rewind(consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -215,13 +236,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_client() as client:
         collection = prepare(client)
         consumer, producer = connect(Consumer, config), connect(Producer, producer_config)
+        sink = Sink(collection, producer, args.topic + "-dlq", Counts())
         log.info("Lecture de %s (groupe %s), écriture dans MongoDB.", args.topic, args.group)
         try:
             consumer.subscribe([args.topic], **({"on_assign": rewind} if args.from_beginning else {}))
-            counts = consume(consumer, producer, collection, args, stop)
+            consume(consumer, sink, args, stop)
         finally:
             consumer.close()  # quitte le groupe tout de suite : un autre membre prend la suite
-    log.info("Terminé : %s.", counts)
+    log.info("Terminé : %s.", sink.counts)
     return 0
 
 

@@ -97,8 +97,9 @@ def test_same_id_other_content_is_a_dead_letter(lab: Lab) -> None:
     lab.produce(5)
     lab.consume(5)
     vente = expected(1)[0]
-    lab.send_raw(as_json(vente, montant=99.99), as_json(vente))
-    assert "1 déjà là, 1 lettres mortes" in lab.consume(2)
+    other = as_json(vente, montant=99.99)
+    lab.send_raw(other, as_json(vente), other, as_json(vente))
+    assert "2 déjà là, 2 lettres mortes" in lab.consume(4)
     assert lab.mongo.ventes.find_one({"_id": vente.id})["montant"] == Decimal128(vente.montant)  # type: ignore[index]
     assert "déjà une autre vente" in lab.dead_letters()[0][1]["dlq.reason"]
 
