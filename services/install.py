@@ -71,7 +71,7 @@ def jars(say: Say) -> list[Path]:
             return found
         except (OSError, RuntimeError) as error:
             raise PipelineError(
-                f"Téléchargement des jars impossible ({error}) : vérifiez l'accès à Internet."
+                f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
             ) from error
 
 
