@@ -21,6 +21,7 @@ from services.stack import NAMES, Service, Stack
 
 STOP_SECONDS = 30  # plus que le plus patient des services
 RUNNING = ("STARTING", "RUNNING")
+PROGRAMS = ("java", "postgres", "mongod", "python", "supervisord")
 
 
 class Supervisor:
@@ -112,11 +113,11 @@ class Supervisor:
             str(self.stack.mongo_data),
             str(self.stack.postgres_data),
         }
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            if process.pid != os.getpid() and marks.intersection(process.info["cmdline"] or ()):
-                found.append(process)
-        return found
+        return [
+            process
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"].startswith(PROGRAMS) and marks.intersection(process.info["cmdline"] or ())
+        ]
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")

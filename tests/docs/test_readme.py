@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from commun.settings import ROOT, defaults
+from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
+from services.stack import Stack
+from tests.lab import Lab, expected
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
@@ -90,6 +92,19 @@ def test_every_variable_is_documented(script: str) -> None:
     """Chaque variable d'environnement d'une option est dans le README."""
     for variable in re.findall(r"variable ([A-Z_]+)", help_of(script)):
         assert variable in FRENCH, f"{variable} manque dans le README"
+
+
+def test_psql_line_works(lab: Lab) -> None:
+    """La ligne psql du README, au port près, avec le psql de la pile locale."""
+    lab.produce(10)
+    lab.consume(10)
+    lab.run("schedule_export", "--once")
+    lab.run("pg")
+    (line,) = (line for line in commands() if line.startswith("psql "))
+    words = shlex.split(line.replace(defaults()["PGPORT"], setting("PGPORT")))
+    done = subprocess.run([Stack().postgres_bin / "psql", *words[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {vente.region for vente in expected(10)} <= {row.split("|")[0].strip() for row in done.stdout.splitlines()}
 
 
 def test_every_file_of_the_structure_exists() -> None:
