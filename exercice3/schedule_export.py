@@ -21,6 +21,7 @@ visibles en retard ; un offset Kafka repart de 0 quand le topic est recréé.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -55,7 +56,7 @@ DRAFT_SECONDS = 3600
 def export_new(
     database: Database[Document], folder: Path, lot_size: int, stop: Callable[[], bool] = lambda: False
 ) -> int:
-    """Écrit un fichier par lot de ventes nouvelles ; renvoie leur nombre, toutes lots confondus.
+    """Écrit un fichier par lot de ventes nouvelles ; renvoie leur nombre, tous lots confondus.
 
     Termine d'abord le lot qu'un export interrompu aurait laissé.
     """
@@ -152,8 +153,9 @@ def create_draft(path: Path) -> BinaryIO:
     Les brouillons d'exports tués, vieux de plus d'une heure, sont effacés au passage.
     """
     for old in path.parent.glob(".*.tmp"):
-        if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # un autre export vient de le faire
+            if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
+                old.unlink()
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp").open("xb")
 
 
