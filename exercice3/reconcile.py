@@ -163,7 +163,7 @@ def produced(runs: dict[int, set[int]], foreign: Totals) -> Totals:
     return totals
 
 
-def from_mongodb(args: argparse.Namespace) -> Totals:
+def from_mongodb() -> Totals:
     """Les ventes de MongoDB."""
     totals = Totals("MongoDB")
     group = {"_id": {"r": "$region", "p": "$produit"}, "n": {"$sum": 1}, "montant": {"$sum": "$montant"}}
@@ -194,7 +194,7 @@ def from_files(args: argparse.Namespace) -> Totals:
     return totals
 
 
-def from_postgres(args: argparse.Namespace) -> Totals:
+def from_postgres() -> Totals:
     """Les ventes de PostgreSQL."""
     totals = Totals("PostgreSQL")
     try:
@@ -252,7 +252,7 @@ def show(steps: Sequence[Totals]) -> None:
 
 def collect(args: argparse.Namespace) -> list[Totals]:
     """Les cinq étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
-    postgres, files, mongodb = from_postgres(args), from_files(args), from_mongodb(args)
+    postgres, files, mongodb = from_postgres(), from_files(args), from_mongodb()
     return [*from_kafka(args), mongodb, files, postgres]
 
 
