@@ -51,7 +51,7 @@ CONSUMER_CONFIG = {
 DEAD_LETTER_CONFIG = {"acks": "all", "enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5}
 GUARANTEED = ("enable.auto.commit", "auto.offset.reset", "acks", "enable.idempotence", "message.timeout.ms")
 
-Batch = dict[str, tuple[Message, Vente]]  # par identifiant : le message et la vente qu'il porte
+Batch = dict[str, tuple[Vente, list[Message]]]  # par identifiant : la vente et les messages qui la portent
 Rejected = list[tuple[Message, str]]  # messages refusés, avec la raison
 
 
@@ -86,17 +86,18 @@ def sort_messages(messages: list[Message], now: datetime) -> tuple[list[Batch], 
             rejected.append((message, str(error)))
             continue
         for batch in batches:
-            _, known = batch.setdefault(vente.id, (message, vente))
+            known, origins = batch.setdefault(vente.id, (vente, []))
             if known == vente:
+                origins.append(message)
                 break
         else:
-            batches.append({vente.id: (message, vente)})
+            batches.append({vente.id: (vente, [message])})
     return batches, rejected
 
 
 def insert_until_done(consumer: Consumer, collection: Collection[Document], batch: Batch, stop: Stop) -> Outcome | None:
     """``insert``, répété jusqu'à ce que MongoDB réponde ; None si l'arrêt est demandé avant."""
-    ventes = {id: vente for id, (_, vente) in batch.items()}
+    ventes = {id: vente for id, (vente, _) in batch.items()}
     attempt = 0
     while True:
         try:
@@ -177,7 +178,7 @@ def process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop)
         if outcome is None:
             return False
         written += outcome.written
-        rejected += [(batch[id][0], reason) for id, reason in outcome.refused.items()]
+        rejected += [(message, reason) for id, reason in outcome.refused.items() for message in batch[id][1]]
     if not bury(sink.producer, sink.dead_letter_topic, rejected, stop):
         return False
     commit(consumer, messages)

@@ -177,6 +177,21 @@ def test_export_crashes_at_every_step(lab: Lab, monkeypatch: pytest.MonkeyPatch)
     assert lab.mongo.ventes.count_documents({"lot_export": 0}) == 0
 
 
+def test_a_slower_export_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un export qui se croit au lot 0 pendant qu'un autre a fini le lot 1 : il passe au lot 2, sans récrire le 1."""
+    lab.produce(30)
+    lab.consume(10)
+    lab.run("schedule_export", "--once")
+    lab.consume(20)
+    late = iter([{"_id": 0, "termine": True}])
+    current = schedule_export.last_lot
+    monkeypatch.setattr(schedule_export, "last_lot", lambda database: next(late, None) or current(database))
+    with MongoClient[dict[str, Any]](mongo_uri()) as client:
+        database = client.get_database("ventes_db", write_concern=JOURNALED)
+        assert schedule_export.export_new(database, lab.exports, lot_size=100) == 20
+    assert lab.in_files() == ids(expected(30))
+
+
 def test_two_exports_killed_while_consumers_write(lab: Lab) -> None:
     """Deux exports tués au hasard pendant que deux consommateurs écrivent : chaque vente dans un seul fichier."""
     draw = random.Random(11)
