@@ -25,7 +25,6 @@ os.environ |= {
     "PORT_CONNECT": "18083",
     "PORT_MONGO": "37018",
     "PGPORT": "15432",
-    "PYTHONWARNINGS": "error::ResourceWarning",
 }
 for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL"):
     os.environ.pop(name, None)

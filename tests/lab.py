@@ -87,6 +87,7 @@ class Lab:
             "VENTES_TOPIC": self.topic,
             "VENTES_GROUP": f"{self.topic}-group",
             "EXPORT_DIR": str(self.exports),
+            "PYTHONWARNINGS": "default",  # un script qui oublie de fermer quelque chose le dit, et le test échoue
         }
         self.running: list[Running] = []
         self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
@@ -115,6 +116,7 @@ class Lab:
         output = done.stdout + done.stderr
         assert done.returncode == code, output
         assert "Traceback" not in output, output
+        assert "Warning: " not in output, output
         return output
 
     def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:
