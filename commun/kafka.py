@@ -20,6 +20,10 @@ START_HINT = "démarrez les services avec « make services » ou « docker-compo
 _FOREIGN = ("HOME", "OPTS", "HEAP_OPTS", "LOG4J_OPTS", "JVM_PERFORMANCE_OPTS", "JMX_OPTS", "GC_LOG_OPTS", "VERSION")
 _KUBERNETES = ("PORT", "SERVICE_")
 
+ADMIN_SECONDS = 10.0
+# Une lettre morte pèse ses en-têtes de plus que le message d'origine : sa file accepte le double du défaut (1 Mo).
+DEAD_LETTER_BYTES = 2_097_152
+
 Config = dict[str, Any]
 
 
@@ -76,24 +80,28 @@ class Outage:
             log.error("Kafka refuse la connexion : %s", error.str())
 
 
-def ensure_topic(config: Config, topic: str, partitions: int, replication_factor: int, timeout: float = 10.0) -> None:
-    """Crée ``topic`` s'il manque ; un topic existant reste tel qu'il est.
+def ensure_topic(
+    config: Config, topic: str, partitions: int, replication_factor: int, topic_config: Mapping[str, str] | None = None
+) -> None:
+    """Crée ``topic`` s'il manque, avec les réglages ``topic_config`` ; un topic existant reste tel qu'il est.
 
     Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
-    au bout de ``timeout`` secondes ou refuse la création.
+    au bout de ADMIN_SECONDS ou refuse la création.
     """
     admin = connect(
         AdminClient, {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)}
     )
     try:
-        known = admin.list_topics(timeout=timeout).topics
+        known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
     if topic in known:
         return
-    request = NewTopic(topic, num_partitions=partitions, replication_factor=replication_factor)
+    request = NewTopic(
+        topic, num_partitions=partitions, replication_factor=replication_factor, config=dict(topic_config or {})
+    )
     try:
-        admin.create_topics([request], request_timeout=timeout)[topic].result()
+        admin.create_topics([request], request_timeout=ADMIN_SECONDS)[topic].result()
         log.info("Topic %s créé : %d partitions, %d copies.", topic, partitions, replication_factor)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
@@ -116,8 +124,16 @@ def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -
     """Range ``message`` tel quel dans ``topic``, avec la raison et l'origine en en-têtes.
 
     La file du producteur est attendue si elle est pleine ; l'appelant doit encore
-    s'assurer de la livraison (``flush``) avant d'avancer sa position.
+    s'assurer de la livraison (``flush``) avant d'avancer sa position. Un refus définitif de
+    Kafka lève PipelineError, de cet appel ou de ``flush`` : rien n'est jeté en silence.
     """
+
+    def on_delivery(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            raise PipelineError(
+                f"Kafka refuse une lettre morte dans {topic} : {error.str()}. Sa position n'avance pas."
+            )
+
     origin = place(message)
     headers = [
         *(message.headers() or []),
@@ -129,7 +145,7 @@ def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -
     ]
     while True:
         try:
-            producer.produce(topic, value=message.value(), key=message.key(), headers=headers)
+            producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=on_delivery)
             return
         except BufferError:
             producer.poll(0.1)

@@ -27,7 +27,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
-from commun.kafka import client_config, connect, dead_letter, ensure_topic, place
+from commun.kafka import DEAD_LETTER_BYTES, client_config, connect, dead_letter, ensure_topic, place
 from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
 from exercice3.ventes import InvalidVente, Vente, parse
 
@@ -48,7 +48,12 @@ CONSUMER_CONFIG = {
     "session.timeout.ms": 10_000,  # un membre tué est remplacé au bout de 10 s
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
 }
-DEAD_LETTER_CONFIG = {"acks": "all", "enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5}
+DEAD_LETTER_CONFIG = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "message.timeout.ms": 0,  # jamais abandonnée : Kafka absent, elle attend son retour
+    "message.max.bytes": DEAD_LETTER_BYTES,
+}
 GUARANTEED = ("enable.auto.commit", "auto.offset.reset", "acks", "enable.idempotence", "message.timeout.ms")
 
 Batch = dict[str, tuple[Vente, list[Message]]]  # par identifiant : la vente et les messages qui la portent
@@ -233,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
     producer_config = client_config(DEAD_LETTER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topic(config, args.topic, partitions=6, replication_factor=3)
-    ensure_topic(config, args.topic + "-dlq", partitions=1, replication_factor=3)
+    ensure_topic(config, args.topic + "-dlq", 1, 3, {"max.message.bytes": str(DEAD_LETTER_BYTES)})
     with open_client() as client:
         collection = prepare(client)
         consumer, producer = connect(Consumer, config), connect(Producer, producer_config)

@@ -11,9 +11,11 @@ from pathlib import Path
 import psycopg2
 import pytest
 from bson.decimal128 import Decimal128
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from pymongo.errors import WriteError
 
-from commun.settings import ROOT, setting
+from commun.settings import ROOT, bootstrap_servers, setting
 from tests.lab import Lab, as_json, expected, ids, wait_until
 
 SCRIPTS = ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")
@@ -90,6 +92,26 @@ def test_invalid_messages_become_dead_letters(lab: Lab) -> None:
         assert headers["dlq.offset"].isdigit()
         assert headers["dlq.time"].endswith("Z")
     assert lab.in_mongo() == ids(expected(21))
+
+
+def test_a_huge_invalid_message_is_kept_whole(lab: Lab) -> None:
+    """Un message invalide à la limite de taille de Kafka : ses en-têtes de lettre morte ne le font pas déborder."""
+    lab.produce(3)
+    huge = b"x" * 999_900
+    lab.send_raw(huge)
+    assert "1 lettres mortes" in lab.consume(4)
+    assert [value for value, _ in lab.dead_letters()] == [huge]
+
+
+def test_a_refused_dead_letter_stops_the_reader(lab: Lab) -> None:
+    """Kafka refuse la lettre morte (file trop étroite) : le script le dit, sort avec 1, et le message sera relu."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers()})
+    narrow = NewTopic(f"{lab.topic}-dlq", 1, 3, config={"max.message.bytes": "1000"})
+    admin.create_topics([narrow])[narrow.topic].result()
+    lab.produce(3)
+    lab.send_raw(b"x" * 5000)
+    for _ in range(2):
+        assert "Kafka refuse une lettre morte" in lab.run("consumer", "--max-messages", "4", code=1)
 
 
 def test_same_id_other_content_is_a_dead_letter(lab: Lab) -> None:
