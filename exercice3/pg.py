@@ -179,7 +179,7 @@ def open_postgres() -> Connection:
         connection: Connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="pg.py")
     except psycopg2.OperationalError as error:
         raise PipelineError(
-            f"PostgreSQL ne répond pas ou refuse la connexion ({str(error).strip().splitlines()[-1]}) : "
+            f"PostgreSQL ne répond pas ou refuse la connexion ({str(error).strip().splitlines()[0]}) : "
             "démarrez les services avec « make services » ou « docker-compose up -d », ou vérifiez les variables PG…."
         ) from error
     apply_schema(connection)
