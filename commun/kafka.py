@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -25,6 +25,7 @@ ADMIN_SECONDS = 10.0
 DEAD_LETTER_BYTES = 2_097_152
 
 Config = dict[str, Any]
+Headers = list[tuple[str, str | bytes | None]]
 
 
 def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), bootstrap: str | None = None) -> Config:
@@ -88,9 +89,7 @@ def ensure_topic(
     Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
     au bout de ADMIN_SECONDS ou refuse la création.
     """
-    admin = connect(
-        AdminClient, {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)}
-    )
+    admin = connect(AdminClient, admin_config(config))
     try:
         known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
@@ -108,6 +107,11 @@ def ensure_topic(
             raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
 
 
+def admin_config(config: Mapping[str, Any]) -> Config:
+    """Ce qui, dans ``config``, sert à se connecter, sans ce qui est propre à un producteur ou un consommateur."""
+    return {key: value for key, value in config.items() if key in _ADMIN or key.startswith(_SECURITY)}
+
+
 _ADMIN = ("bootstrap.servers", "broker.address.family", "client.id", "error_cb", "logger")
 _SECURITY = ("security.", "sasl.", "ssl.", "enable.ssl.", "socket.", "debug")
 
@@ -118,6 +122,24 @@ def place(message: Message, shift: int = 0) -> TopicPartition:
     if topic is None or partition is None or offset is None:
         raise ValueError("ce message n'a pas encore de place dans un topic")
     return TopicPartition(topic, partition, offset + shift)
+
+
+def readable(message: Message) -> bool:
+    """Vrai pour un message, faux pour une nouvelle du client Kafka ; lève PipelineError si elle est grave."""
+    error = message.error()
+    if error is None:
+        return True
+    if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+        raise PipelineError(f"Kafka refuse la lecture : {error.str()}.")
+    log.debug("Kafka : %s", error.str())
+    return False
+
+
+def rewind(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    """Rappel d'attribution de --from-beginning : chaque partition reçue repart de son début."""
+    for partition in partitions:
+        partition.offset = OFFSET_BEGINNING
+    consumer.incremental_assign(partitions)
 
 
 def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -> None:
@@ -137,11 +159,7 @@ def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -
     origin = place(message)
     headers = [
         *(message.headers() or []),
-        ("dlq.reason", reason.encode()),
-        ("dlq.topic", origin.topic.encode()),
-        ("dlq.partition", str(origin.partition).encode()),
-        ("dlq.offset", str(origin.offset).encode()),
-        ("dlq.time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode()),
+        *dead_letter_headers(reason, topic=origin.topic, partition=origin.partition, offset=origin.offset),
     ]
     while True:
         try:
@@ -149,3 +167,9 @@ def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -
             return
         except BufferError:
             producer.poll(0.1)
+
+
+def dead_letter_headers(reason: str, **origin: object) -> Headers:
+    """En-têtes d'une lettre morte : ``dlq.reason``, ``dlq.time`` et l'origine (``dlq.topic``, ``dlq.file``…)."""
+    fields = {"reason": reason, **origin, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    return [(f"dlq.{name}", str(value).encode()) for name, value in fields.items()]

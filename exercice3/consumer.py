@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
-from commun.kafka import DEAD_LETTER_BYTES, client_config, connect, dead_letter, ensure_topic, place
+from commun.kafka import DEAD_LETTER_BYTES, client_config, connect, dead_letter, ensure_topic, place, readable, rewind
 from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
 from exercice3.ventes import InvalidVente, Vente, parse
 
@@ -153,17 +153,6 @@ def commit(consumer: Consumer, messages: list[Message]) -> None:
         log.info("Position non validée (%s) : ces messages seront relus sans doublon.", error.args[0].name())
 
 
-def readable(message: Message) -> bool:
-    """Vrai pour un message, faux pour une nouvelle du client Kafka ; lève PipelineError si elle est grave."""
-    error = message.error()
-    if error is None:
-        return True
-    if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-        raise PipelineError(f"Kafka refuse la lecture : {error.str()}.")
-    log.debug("Kafka : %s", error.str())
-    return False
-
-
 @dataclass
 class Sink:
     """Où vont les messages : la collection, la file des lettres mortes, et le compte de ce qui est fait."""
@@ -210,13 +199,6 @@ def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop
         if messages and time.monotonic() - reported > REPORT_SECONDS:
             log.info("%s", counts)
             reported = time.monotonic()
-
-
-def rewind(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-    """Rappel d'attribution de --from-beginning : chaque partition reçue repart de son début."""
-    for partition in partitions:
-        partition.offset = OFFSET_BEGINNING
-    consumer.incremental_assign(partitions)
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,185 @@
+"""Montre dans la console ce qui arrive dans Kafka (topic csv-topic).
+
+    python consumer.py                          ce qui est nouveau pour ce groupe, sans fin ; Ctrl-C pour arrêter
+    python consumer.py --from-beginning         tout, depuis le début du topic
+    python consumer.py --show partition,offset  avec la place de chaque message
+    python consumer.py --filter region=Bretagne --format json
+
+Garantit : seules les lignes des transactions confirmées sont montrées (read_committed) ; la position
+du groupe n'avance que pour ce qui est montré. Ce qui n'est pas du JSON, comme les lignes brutes de
+Kafka Connect, est montré tel quel.
+Ne garantit pas : qu'une ligne n'est montrée qu'une fois ; tué net, ce script peut remontrer la
+dernière seconde.
+Ensuite : exercice3/consumer.py fait la même lecture, et écrit dans une base.
+"""
+
+import argparse
+import logging
+import select
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message
+
+from commun.cli import Parser, Stop, positive, run
+from commun.kafka import client_config, connect, ensure_topic, place, readable, rewind
+from exercice1.display import Record, Table, as_json, as_raw, read, selected
+from exercice1.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+
+log = logging.getLogger("pipeline")
+
+GROUP = "csv-consumer-group"
+BATCH_SIZE = 500
+BATCH_SECONDS = 0.1  # une ligne arrivée seule est montrée au plus tard après ce temps
+DETAILS = ("partition", "offset", "time", "key", "headers")
+
+CONSUMER_CONFIG = {
+    "isolation.level": "read_committed",  # une transaction annulée ou en cours ne se voit pas
+    "auto.offset.reset": "earliest",  # un groupe nouveau voit tout
+    "enable.auto.offset.store": False,  # la position retenue est celle de ce qui a été montré…
+    "enable.auto.commit": True,  # … et le client la valide toutes les secondes, et en partant
+    "auto.commit.interval.ms": 1000,
+    "partition.assignment.strategy": "cooperative-sticky",  # un membre arrive sans arrêter les autres
+    "session.timeout.ms": 10_000,
+    "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
+}
+GUARANTEED = ("isolation.level", "auto.offset.reset", "enable.auto.offset.store")
+
+
+def details(message: Message, wanted: Sequence[str]) -> dict[str, Any]:
+    """Ce que --show demande d'un message, dans l'ordre demandé."""
+    found: dict[str, Any] = {}
+    for name in wanted:
+        match name:
+            case "partition":
+                found[name] = message.partition()
+            case "offset":
+                found[name] = message.offset()
+            case "time":
+                found[name] = datetime.fromtimestamp(message.timestamp()[1] / 1000).isoformat(timespec="milliseconds")  # noqa: DTZ006 - l'heure de qui regarde
+            case "key":
+                key = message.key()
+                found[name] = None if key is None else key.decode("utf-8", "replace")
+            case _:
+                found |= {header: _readable(value) for header, value in dict(message.headers() or {}).items()}
+    return found
+
+
+def _readable(value: bytes | str | None) -> str | None:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+class Screen:
+    """La sortie standard, dans le format demandé."""
+
+    def __init__(self, wanted: str) -> None:
+        self._format, self._table = wanted, Table()
+
+    def show(self, records: Sequence[Record]) -> None:
+        """Écrit ``records`` et attend que ce soit parti ; lève BrokenPipeError si plus personne ne lit."""
+        match self._format:
+            case "table":
+                lines = [line.encode("utf-8", "replace") for line in self._table.lines(records)]
+            case "json":
+                lines = [as_json(record) for record in records]
+            case _:
+                lines = [as_raw(record) for record in records]
+        sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
+        sys.stdout.buffer.flush()
+
+
+def reader_gone() -> bool:
+    """Vrai si la sortie est un tube que personne ne lit plus (« | head »), avant même d'y écrire."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)
+    return bool(poller.poll(0))
+
+
+def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
+    """Retient la position qui suit ``messages`` ; le client la valide de lui-même."""
+    following = {message.partition(): place(message, 1) for message in messages}
+    try:
+        consumer.store_offsets(offsets=list(following.values()))
+    except KafkaException as error:
+        log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
+
+
+def watch(consumer: Consumer, screen: Screen, args: argparse.Namespace, stop: Stop) -> int:
+    """La boucle : lire, montrer, retenir la position ; renvoie le nombre de messages montrés."""
+    shown, active = 0, time.monotonic()
+    while not stop and not reader_gone() and (args.max_messages is None or shown < args.max_messages):
+        room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - shown)
+        messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
+        records = [read(message.value(), details(message, args.show)) for message in messages]
+        wanted = [record for record in records if selected(record, args.filter)]
+        if wanted:
+            screen.show(wanted)
+        if messages:
+            remember(consumer, messages)
+            shown, active = shown + len(wanted), time.monotonic()
+        elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
+            break
+    return shown
+
+
+# --- Options ---
+
+
+def _details(text: str) -> list[str]:
+    wanted = [name.strip() for name in text.split(",")]
+    if not set(wanted) <= set(DETAILS):
+        raise argparse.ArgumentTypeError(f"{text!r} : choisissez parmi {', '.join(DETAILS)}")
+    return wanted
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        raise argparse.ArgumentTypeError(f"{text!r} : écrivez COLONNE=VALEUR")
+    return column, value
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--topic", env="CSV_TOPIC", default=TOPIC, help="topic à lire")
+    parser.option("--group", env="CSV_GROUP", default=GROUP, help="groupe de consommateurs")
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
+    parser.option("--max-messages", type=positive(), help="s'arrête après N messages montrés")
+    parser.option("--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message")
+    parser.option("--format", choices=("table", "json", "raw"),
+                  help="table alignée, JSON ou octets ; par défaut table dans un terminal, sinon json")  # fmt: skip
+    parser.option("--show", type=_details, default=[], metavar="DÉTAIL,…", help=f"montre aussi : {', '.join(DETAILS)}")
+    parser.option("--filter", type=_condition, action="append", default=[], metavar="COLONNE=VALEUR",
+                  help="ne montre que ces lignes ; répétable")  # fmt: skip
+    args = parser.parse(argv)
+    args.filter = dict(args.filter)
+    args.format = args.format or ("table" if sys.stdout.isatty() else "json")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop = Stop()
+    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
+    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
+    consumer = connect(Consumer, config)
+    log.info("Lecture de %s (groupe %s).", args.topic, args.group)
+    try:
+        consumer.subscribe([args.topic], **({"on_assign": rewind} if args.from_beginning else {}))
+        shown = watch(consumer, Screen(args.format), args, stop)
+    finally:
+        consumer.close()  # valide la position et quitte le groupe tout de suite
+    log.info("Terminé : %d messages montrés.", shown)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

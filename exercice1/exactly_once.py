@@ -1,0 +1,189 @@
+"""L'envoi d'un fichier exactement une fois : ses lignes et la position atteinte dans une même transaction.
+
+1. ``init_transactions`` annule ce qu'un producteur précédent du même fichier avait laissé en vol, et
+   lui interdit d'écrire ;
+2. la position est relue dans le topic des positions : elle dit exactement ce qui est parti ;
+3. chaque transaction écrit des lignes et la position qui les suit : les deux sont lisibles, ou aucune.
+
+Après une panne de Kafka comme après un ``kill -9``, on repart de 1.
+"""
+
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from commun.cli import Stop
+from commun.errors import PipelineError
+from commun.kafka import Config, Headers, connect, dead_letter_headers
+from exercice1 import positions
+from exercice1.csv_tail import Chunk, Options
+from exercice1.follow import Follower, Saved
+
+log = logging.getLogger("pipeline")
+
+TRANSACTION_SECONDS = 0.5  # une transaction dure au plus ce temps : ce qu'un gros fichier fait attendre à ses lecteurs
+CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
+FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
+DETAILED_REJECTS = 5  # refus détaillés dans le journal, par morceau de fichier
+
+FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+# Refus que le temps n'arrange pas.
+HOPELESS = (
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.INVALID_RECORD,
+)
+
+
+class Fenced(Exception):
+    """Un autre producer.py suit maintenant ce fichier."""
+
+
+class Stopped(Exception):
+    """L'arrêt est demandé et Kafka ne répond pas : ce qui n'est pas confirmé repartira la prochaine fois."""
+
+
+class CsvSource:
+    """Un fichier et son producteur.
+
+    L'identifiant de transaction est le topic et le chemin du fichier : un second producteur sur
+    le même fichier prend la place du premier, dont les transactions sont alors refusées.
+    """
+
+    def __init__(self, path: Path, config: Config, topic: str, options: Options, stop: Stop) -> None:
+        self.path, self.topic, self.stop = path, topic, stop
+        self.session = uuid.uuid4().hex
+        self.sent = self.rejected = 0
+        self.follower = Follower(path, options)
+        self._config = config | {"transactional.id": f"{topic}:{path}", "on_delivery": self._on_refusal}
+        self._refusal: KafkaError | None = None
+        self._file_header: tuple[str, str | bytes | None] = ("source.file", os.fsencode(path))
+        self._key = os.fsencode(path.name)  # une clé par fichier : une partition, donc l'ordre du fichier
+        self._producer = self._new_producer()
+
+    # --- Une transaction : des lignes, et la position qui les suit ---
+
+    def send(self, now: float, *, final: bool = False) -> bool:
+        """Envoie ce qui est nouveau dans le fichier, en une transaction ; faux s'il n'y avait rien."""
+        chunk = self.follower.read(now, final=final)
+        if chunk is None:
+            self._producer.poll(0)
+            return False
+        try:
+            self._write(chunk, final)
+        except KafkaException as error:
+            self.start(self._recover(error.args[0]))
+        return True
+
+    def _write(self, chunk: Chunk | None, final: bool = False) -> None:
+        self._producer.begin_transaction()
+        sent, rejected, start = 0, 0, time.monotonic()
+        while chunk:
+            self._send_rows(chunk)
+            sent, rejected = sent + len(chunk.rows), rejected + len(chunk.rejected)
+            late = time.monotonic() - start > TRANSACTION_SECONDS
+            chunk = None if late or self.stop else self.follower.read(time.monotonic(), final=final)
+        saved = self.follower.snapshot(self.session)
+        self._send_one(f"{self.topic}-positions", msgspec.json.encode(saved), str(self.path).encode(), None)
+        self._commit()
+        self.follower.confirm(saved)
+        self.sent, self.rejected = self.sent + sent, self.rejected + rejected
+
+    def _send_rows(self, chunk: Chunk) -> None:
+        produce, topic, file_key, file_header = self._producer.produce, self.topic, self._key, self._file_header
+        for line, value, row_key in chunk.rows:
+            key = file_key if row_key is None else row_key
+            headers: Headers = [file_header, ("source.line", b"%d" % line)]
+            try:
+                produce(topic, value, key, headers=headers)
+            except BufferError:
+                self._send_one(topic, value, key, headers)
+        for number, (line, raw, reason) in enumerate(chunk.rejected):
+            if number < DETAILED_REJECTS:
+                log.warning("Lettre morte (%s, ligne %d) : %s", self.path.name, line, reason)
+            origin = dead_letter_headers(reason, topic=topic, file=self.path, line=line)
+            self._send_one(f"{topic}-dlq", raw, file_key, origin)
+        if len(chunk.rejected) > DETAILED_REJECTS:
+            log.warning("… et %d autres lettres mortes dans ce morceau.", len(chunk.rejected) - DETAILED_REJECTS)
+
+    def _send_one(self, topic: str, value: bytes, key: bytes, headers: Headers | None) -> None:
+        """Confie un message au client Kafka ; file pleine, attend qu'elle se vide."""
+        while True:
+            try:
+                return self._producer.produce(topic, value, key, headers=headers)
+            except BufferError:
+                if self.stop:
+                    raise Stopped from None
+                self._producer.poll(0.05)
+
+    def _commit(self) -> None:
+        while True:
+            try:
+                return self._producer.commit_transaction(CALL_SECONDS)
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+                if self.stop:
+                    raise Stopped from None
+
+    # --- Reprendre après un refus : la position écrite dans Kafka fait foi ---
+
+    def start(self, saved: Saved) -> None:
+        """Commence après ``saved``, et signe : une transaction sans ligne dit quelle session suit ce fichier.
+
+        Lève Fenced si un autre producteur suit déjà ce fichier, Stopped si l'arrêt vient avant Kafka.
+        """
+        while True:
+            self.follower.rewind(saved)
+            try:
+                return self._write(None)
+            except KafkaException as error:
+                confirmed = self._recover(error.args[0])
+                saved = confirmed if confirmed.session == self.session else saved
+
+    def _recover(self, error: KafkaError) -> Saved:
+        """Un producteur neuf, et la position confirmée : ce qui était en vol est annulé."""
+        if self._refusal:
+            raise PipelineError(
+                f"Kafka refuse une ligne de {self.path} : {self._refusal.str()}. Sa position n'avance pas."
+            )
+        if error.code() in FENCED:
+            self.stop.wait(FENCED_SECONDS)
+            if self._load().session not in ("", self.session):
+                raise Fenced
+        log.info("Transaction annulée (%s) : je reprends %s à la position confirmée.", error.name(), self.path)
+        self._producer.purge()
+        self._producer = self._new_producer()
+        return self._load()
+
+    def _load(self) -> Saved:
+        known = positions.load(self._config, f"{self.topic}-positions", self.stop)
+        if self.stop:
+            raise Stopped
+        return known.get(str(self.path), Saved())
+
+    def _new_producer(self) -> Producer:
+        """Un producteur qui prend la place du précédent, et annule sa transaction en cours."""
+        producer: Producer = connect(Producer, self._config)
+        while True:
+            try:
+                producer.init_transactions(CALL_SECONDS)
+                return producer
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise PipelineError(f"Kafka refuse une transaction : {error.args[0].str()}.") from error
+                if self.stop:
+                    raise Stopped from None
+
+    def _on_refusal(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None and error.code() in HOPELESS:
+            self._refusal = error
