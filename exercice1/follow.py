@@ -81,10 +81,16 @@ class OpenCsv:
         self._head = self._window = b""
 
     def next_chunk(self, *, final: bool = False) -> Chunk | None:
-        """Le morceau suivant, ou None s'il n'y a rien de nouveau. Lève HeaderError."""
+        """Le morceau suivant, ou None s'il n'y a rien de nouveau. Lève HeaderError.
+
+        Un en-tête lu pour la première fois est déjà une nouvelle : un morceau sans ligne.
+        """
+        unknown = not self.marks
         parser = self.parser or self._start(final)
         if parser is None:
             return None
+        if unknown:
+            return Chunk(parser.place)
         data = _read_at(self.file, self._read_to, CHUNK_BYTES)
         if not data and not (final and parser.pending):
             return None
@@ -119,7 +125,7 @@ class OpenCsv:
     def hint(self, path: Path) -> str:
         """Ce que l'inachevé attend, en une phrase."""
         line = self.marks[-1].lines + 1
-        if self.parser and self.parser.open_quote:
+        if self.pending.count(b'"') % 2:
             return f"{path} : un guillemet ouvert à la ligne {line} attend sa fin."
         return f"{path} : la ligne {line} n'a pas encore de fin de ligne (touche Entrée), elle attend."
 
@@ -184,6 +190,7 @@ class Follower:
         self._current: OpenCsv | None = None
         self._mtime = 0  # date du fichier quand son contenu a été vérifié, en nanosecondes
         self._unconfirmed = False
+        self._disturbed = False  # ce qui est déjà lu a changé
         self._grown_at = self._retry_at = self._unsettled_at = self._seen_at = 0.0
         self._seen: tuple[int, ...] = ()
         self._said = ""
@@ -202,12 +209,25 @@ class Follower:
             current = self._current or self._open(now)
             if current is None:
                 return None
-            return self._read_on(current, now, final) or self._look_at_name(current, now)
+            chunk = self._read_on(current, now, final)
+            if chunk is None and not self._disturbed and not self._unconfirmed:
+                chunk = self._look_at_name(current, now)
+            return chunk or self._new_place()
         except OSError as error:
             self._say(f"{self.path} ne peut pas être lu ({error.strerror}) : j'attends.", logging.WARNING)
             if not self._unconfirmed:
                 self.close()
             return None
+
+    def _new_place(self) -> Chunk | None:
+        """Passer à un autre fichier, ou revenir en arrière, est déjà une nouvelle à retenir, même sans ligne."""
+        if self._unconfirmed or not self._current or not self._current.marks:
+            return None
+        mark = self._current.marks[-1]
+        if self.inode == self.saved.inode and mark in self.saved.marks[-1:]:
+            return None
+        self._unconfirmed = True
+        return Chunk(Place(mark.offset, mark.lines, mark.torn))
 
     def snapshot(self, session: str) -> Saved:
         """Où en est la lecture : à écrire avec les lignes qui viennent d'être lues."""
@@ -237,7 +257,8 @@ class Follower:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
         stat = os.fstat(current.file.fileno())
         if stat.st_mtime_ns != self._mtime:
-            if not current.same_content():
+            self._disturbed = not current.same_content()
+            if self._disturbed:
                 if not self._unconfirmed and self._settled(now, stat):
                     self._restart(current.file, current.marks, "a changé" if stat.st_size else "a été vidé")
                 return None
@@ -279,19 +300,17 @@ class Follower:
 
     def _find_renamed(self) -> BinaryIO | None:
         """Le fichier que nous lisions, s'il est dans le dossier sous un autre nom."""
-        for entry in os.scandir(self.path.parent):
-            if entry.inode() == self.saved.inode and entry.name != self.path.name and entry.is_file():
-                file = _open_file(Path(entry.path))
-                if file and matches(file, self.saved.marks[-1]):
+        with os.scandir(self.path.parent) as entries:
+            same = [entry.path for entry in entries if entry.inode() == self.saved.inode and entry.is_file()]
+        for path in same:
+            if (file := _open_file(Path(path))) is not None:
+                if matches(file, self.saved.marks[-1]):
                     return file
-                if file:
-                    file.close()
+                file.close()
         return None
 
     def _look_at_name(self, current: OpenCsv, now: float) -> Chunk | None:
         """Le fichier ouvert n'a rien de nouveau : son nom en désigne-t-il un autre ?"""
-        if self._unconfirmed:
-            return None
         try:
             stat = os.stat(self.path)
         except FileNotFoundError:
@@ -353,7 +372,8 @@ class Follower:
     def _follow(self, current: OpenCsv) -> OpenCsv:
         if self._current and self._current.file is not current.file:
             self._current.file.close()
-        self._current, self._mtime, self.settling, self.refused, self._said = current, 0, False, None, ""
+        self._current, self._mtime, self.refused, self._said = current, 0, None, ""
+        self.settling = self._disturbed = False
         return current
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:

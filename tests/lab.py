@@ -1,4 +1,4 @@
-"""Le banc d'essai de l'exercice 3 : scripts lancés comme par un étudiant, serveurs interrogés directement."""
+"""Le banc d'essai : scripts lancés comme par un étudiant, serveurs interrogés directement."""
 
 import csv
 import json
@@ -77,31 +77,19 @@ def wait_until(condition: Callable[[], bool], timeout: float = 60, explain: Call
         time.sleep(0.1)
 
 
-class Lab:
-    """Un exercice 3 tout neuf : topic, groupe et dossier à lui, bases vides."""
+class Scripts:
+    """Les scripts d'un exercice, lancés depuis leur dossier, sur un topic tout neuf."""
 
-    def __init__(self, folder: Path) -> None:
-        self.topic = f"ventes-test-{uuid.uuid4().hex[:8]}"
-        self.exports = folder / "exports"
-        self.env = os.environ | {
-            "VENTES_TOPIC": self.topic,
-            "VENTES_GROUP": f"{self.topic}-group",
-            "EXPORT_DIR": str(self.exports),
-            "PYTHONWARNINGS": "default",  # un script qui oublie de fermer quelque chose le dit, et le test échoue
-        }
+    def __init__(self, exercise: str, env: dict[str, str]) -> None:
+        self.folder = ROOT / exercise
+        # Un script qui oublie de fermer quelque chose le dit, et le test échoue.
+        self.env = os.environ | {"PYTHONWARNINGS": "default"} | env
         self.running: list[Running] = []
-        self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
-        self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
-        for name in ("ventes", "lots_export"):
-            self.mongo.drop_collection(name)
-        self.sql("DROP TABLE IF EXISTS ventes, ventes_chargements, ventes_rejets CASCADE")
-
-    # --- scripts ---
 
     def start(self, script: str, *options: str, env: dict[str, str] | None = None) -> Running:
-        """Lance « python SCRIPT.py OPTIONS » depuis exercice3, sans attendre."""
+        """Lance « python SCRIPT.py OPTIONS » depuis son dossier, sans attendre."""
         command = [sys.executable, f"{script}.py", *options]
-        self.running.append(Running(command, self.env | (env or {}), ROOT / "exercice3"))
+        self.running.append(Running(command, self.env | (env or {}), self.folder))
         return self.running[-1]
 
     def run(
@@ -110,7 +98,7 @@ class Lab:
         """Lance un script et attend sa fin ; renvoie ses deux sorties. Échoue si le code n'est pas ``code``."""
         done = subprocess.run(
             [sys.executable, f"{script}.py", *options],
-            cwd=ROOT / "exercice3", env=self.env | (env or {}), capture_output=True, text=True, encoding="utf-8",
+            cwd=self.folder, env=self.env | (env or {}), capture_output=True, text=True, encoding="utf-8",
             timeout=timeout, check=False,
         )  # fmt: skip
         output = done.stdout + done.stderr
@@ -118,6 +106,67 @@ class Lab:
         assert "Traceback" not in output, output
         assert "Warning: " not in output, output
         return output
+
+    def close(self) -> None:
+        """Termine les scripts encore en marche."""
+        for script in self.running:
+            script.stop(signal.SIGKILL)
+
+    @staticmethod
+    def messages(topic: str, isolation: str = "read_committed") -> list[Message]:
+        """Tous les messages d'un topic, dans l'ordre de chaque partition."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers(),
+                "group.id": "tests",
+                "enable.auto.commit": False,
+                "isolation.level": isolation,
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
+            }
+        )
+        try:
+            partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+            found: list[Message] = []
+            ended: set[int | None] = set()
+            deadline = time.monotonic() + 60
+            while len(ended) < len(partitions):
+                assert time.monotonic() < deadline, f"la fin de {topic} n'arrive pas : {len(found)} messages lus"
+                for message in consumer.consume(1000, 0.1):
+                    if message.error() is None:
+                        found.append(message)
+                    else:
+                        ended.add(message.partition())
+            return found
+        finally:
+            consumer.close()
+
+    def letters(self, topic: str) -> list[tuple[bytes | None, dict[str, str]]]:
+        """Valeur et en-têtes de chaque message d'un topic de lettres mortes."""
+        return [(message.value(), headers(message)) for message in self.messages(topic)]
+
+
+def headers(message: Message) -> dict[str, str]:
+    """En-têtes d'un message, en texte."""
+    return {name: value.decode() for name, value in dict(message.headers() or {}).items() if isinstance(value, bytes)}
+
+
+class Lab(Scripts):
+    """Un exercice 3 tout neuf : topic, groupe et dossier à lui, bases vides."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topic = f"ventes-test-{uuid.uuid4().hex[:8]}"
+        self.exports = folder / "exports"
+        super().__init__(
+            "exercice3",
+            {"VENTES_TOPIC": self.topic, "VENTES_GROUP": f"{self.topic}-group", "EXPORT_DIR": str(self.exports)},
+        )
+        self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
+        self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
+        for name in ("ventes", "lots_export"):
+            self.mongo.drop_collection(name)
+        self.sql("DROP TABLE IF EXISTS ventes, ventes_chargements, ventes_rejets CASCADE")
 
     def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:
         """producer.py au plus vite."""
@@ -133,8 +182,7 @@ class Lab:
 
     def close(self) -> None:
         """Termine les scripts encore en marche."""
-        for script in self.running:
-            script.stop(signal.SIGKILL)
+        super().close()
         self.client.close()
 
     # --- Kafka ---
@@ -146,37 +194,9 @@ class Lab:
             producer.produce(topic or self.topic, value=value)
         assert producer.flush(30) == 0
 
-    def messages(self, topic: str) -> list[Message]:
-        """Tous les messages d'un topic."""
-        consumer = Consumer(
-            {"bootstrap.servers": bootstrap_servers(), "group.id": "tests", "enable.auto.commit": False}
-        )
-        try:
-            places, total = [], 0
-            for partition in consumer.list_topics(topic, timeout=20).topics[topic].partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=20)
-                places.append(TopicPartition(topic, partition, low))
-                total += high - low
-            consumer.assign(places)
-            found: list[Message] = []
-            deadline = time.monotonic() + 30
-            while len(found) < total and time.monotonic() < deadline:
-                found += [message for message in consumer.consume(1000, 0.2) if message.error() is None]
-            return found
-        finally:
-            consumer.close()
-
     def dead_letters(self) -> list[tuple[bytes | None, dict[str, str]]]:
         """Valeur et en-têtes de chaque lettre morte."""
-        found = []
-        for message in self.messages(f"{self.topic}-dlq"):
-            headers = {
-                name: value.decode()
-                for name, value in dict(message.headers() or []).items()
-                if isinstance(value, bytes)
-            }
-            found.append((message.value(), headers))
-        return found
+        return self.letters(f"{self.topic}-dlq")
 
     # --- MongoDB, fichiers, PostgreSQL ---
 
