@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -69,6 +70,12 @@ class CsvSource:
         self._file_header: tuple[str, str | bytes | None] = ("source.file", os.fsencode(path))
         self._key = os.fsencode(path.name)  # une clé par fichier : une partition, donc l'ordre du fichier
         self._producer = self._new_producer()
+
+    def close(self) -> None:
+        """Ferme le fichier ; une transaction encore ouverte est annulée, pour ne pas faire attendre les lecteurs."""
+        self.follower.close()
+        with suppress(KafkaException):  # d'ordinaire, il n'y en a pas
+            self._producer.abort_transaction(CALL_SECONDS)
 
     # --- Une transaction : des lignes, et la position qui les suit ---
 

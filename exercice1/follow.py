@@ -265,12 +265,16 @@ class Follower:
             self.settling, self._mtime, self.refused = False, stat.st_mtime_ns, None
         if self.refused:
             return None
+        known = current.parser is not None
         try:
             chunk = current.next_chunk(final=final)
         except HeaderError as error:
             self.refused = f"{self.path} n'est pas lu : {error}."
             self._say(self.refused, logging.ERROR)
             return None
+        if current.parser and not known:
+            names, delimiter = current.parser.header.names, current.parser.header.delimiter
+            log.info("%s : %d colonnes (%s), séparateur %r.", self.path, len(names), ", ".join(names), delimiter)
         if chunk:
             self._grown_at, self._unconfirmed = now, True
         return chunk
@@ -390,21 +394,26 @@ def _open_file(path: Path) -> BinaryIO | None:
         return None
 
 
-def inherited(path: Path, followed: Iterable[Saved], known: Iterable[Saved]) -> Saved | None:
+def inode(path: Path) -> int | None:
+    """Inode du fichier que ``path`` désigne, None s'il n'existe pas."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def inherited(path: Path, known: Iterable[Saved]) -> Saved:
     """Où commencer un fichier dont le nom est nouveau : après ce qui en a été lu sous un autre nom.
 
-    None : il est en cours de lecture sous un autre nom (``followed``), il faut attendre. Une position
-    vide : il n'a jamais été lu.
+    Une position vide : il n'a jamais été lu.
     """
     file = _open_file(path)
     if file is None:
         return Saved()
     with file:
-        inode = os.fstat(file.fileno()).st_ino
-        if any(saved.inode == inode for saved in followed):
-            return None
-        for saved in (*followed, *known):
+        number = os.fstat(file.fileno()).st_ino
+        for saved in known:
             for old, marks in ((saved.inode, saved.marks), *((old, (mark,)) for old, mark in saved.past)):
-                if old == inode and marks and matches(file, marks[-1]):
-                    return Saved(inode, marks)
+                if old == number and marks and matches(file, marks[-1]):
+                    return Saved(number, marks)
     return Saved()

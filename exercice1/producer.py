@@ -21,6 +21,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from commun.kafka import client_config, ensure_topic
 from exercice1 import csv_tail, positions
 from exercice1.csv_tail import Options
 from exercice1.exactly_once import CsvSource, Fenced, Stopped
-from exercice1.follow import Saved, inherited
+from exercice1.follow import Saved, inherited, inode
 
 log = logging.getLogger("pipeline")
 
@@ -66,33 +67,30 @@ class Watch:
     def __init__(self, config: dict[str, Any], args: argparse.Namespace, stop: Stop) -> None:
         self.config, self.args, self.stop = config, args, stop
         self.sources: dict[Path, CsvSource] = {}
-        self.known: dict[str, Saved] = {}
         self.fenced: set[Path] = set()
 
     def scan(self) -> None:
         """Prend en charge les fichiers nouveaux, à la place que Kafka a retenue."""
-        new = [path for path in find(self.args.files) if path not in self.sources and path not in self.fenced]
-        if not new:
-            return
-        followed = [source.follower.snapshot("") for source in self.sources.values()]
-        self.known = self.known or self._load()
-        starts = {path: self.known.get(str(path)) or inherited(path, followed, self.known.values()) for path in new}
-        sources = {path: self._source(path) for path, start in starts.items() if start is not None}
-        # Relues après init_transactions : plus personne d'autre n'écrit ces positions.
-        self.known = self._load() if sources else self.known
+        followed = {source.follower.inode for source in self.sources.values()}
+        new = [
+            path
+            for path in find(self.args.files)
+            # Un fichier renommé est encore lu sous son ancien nom : on attend qu'il ne le soit plus.
+            if path not in self.sources and path not in self.fenced and inode(path) not in followed
+        ]
+        sources = {path: self._source(path) for path in new}
+        # Relues après init_transactions : plus personne d'autre n'écrit les positions de ces fichiers.
+        known = positions.load(self.config, f"{self.args.topic}-positions", self.stop) if new else {}
+        if self.stop:
+            raise Stopped
+        others = [*(source.follower.saved for source in self.sources.values()), *known.values()]
         for path, source in sources.items():
             self.sources[path] = source
-            saved = self.known.get(str(path)) or starts[path] or Saved()
-            self._unless_fenced(path, partial(source.start, Saved() if self.args.from_start else saved))
+            saved = Saved() if self.args.from_start else known.get(str(path)) or inherited(path, others)
+            self._unless_fenced(path, partial(source.start, saved))
 
     def _source(self, path: Path) -> CsvSource:
         return CsvSource(path, self.config, self.args.topic, self.args.options, self.stop)
-
-    def _load(self) -> dict[str, Saved]:
-        known = positions.load(self.config, f"{self.args.topic}-positions", self.stop)
-        if self.stop:
-            raise Stopped
-        return known
 
     def _unless_fenced(self, path: Path, action: Callable[[], object]) -> bool:
         try:
@@ -100,7 +98,7 @@ class Watch:
         except Fenced:
             log.warning("Un autre producer.py suit maintenant %s : je le lui laisse.", path)
             self.fenced.add(path)
-            self.sources.pop(path).follower.close()
+            self.sources.pop(path).close()
             if not self.sources:
                 raise PipelineError("Plus aucun fichier à suivre : je m'arrête.") from None
             return False
@@ -113,6 +111,11 @@ class Watch:
                 for path, source in list(self.sources.items())
             ]
         )
+
+    def close(self) -> None:
+        """Ferme les fichiers, et annule ce qui serait encore en vol."""
+        for source in self.sources.values():
+            source.close()
 
     @property
     def settling(self) -> bool:
@@ -159,7 +162,7 @@ def watch(watched: Watch, stop: Stop) -> None:
             stop.wait(POLL_SECONDS)
         if watched.counts != reported and now >= report_at:
             reported, report_at = watched.counts, now + REPORT_SECONDS
-            log.info("%s lignes envoyées, %s lettres mortes.", *map(french_number, reported))
+            log.info("Lignes envoyées : %s, lettres mortes : %s.", *map(french_number, reported))
 
 
 def send_once(watched: Watch, stop: Stop) -> None:
@@ -241,13 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
     ensure_topic(config, f"{args.topic}-dlq", 1, REPLICATION_FACTOR, TOPIC_CONFIG)
     ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, positions.TOPIC_CONFIG)
-    watched = Watch(config, args, stop)
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
-    try:
-        send_once(watched, stop) if args.once else watch(watched, stop)
-    except Stopped:
-        log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas confirmé repartira au prochain démarrage.")
-    log.info("Terminé : %s lignes envoyées, %s lettres mortes.", *map(french_number, watched.counts))
+    with closing(Watch(config, args, stop)) as watched:
+        try:
+            send_once(watched, stop) if args.once else watch(watched, stop)
+        except Stopped:
+            log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas confirmé repartira au prochain démarrage.")
+    log.info("Terminé. Lignes envoyées : %s, lettres mortes : %s.", *map(french_number, watched.counts))
     return 0
 
 

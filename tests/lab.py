@@ -29,16 +29,17 @@ Rows = list[tuple[Any, ...]]
 
 
 class Running:
-    """Un script en marche ; ``lines`` est ce qu'il a écrit sur sa sortie d'erreur."""
+    """Un script en marche ; ``lines`` est ce qu'il a écrit sur sa sortie d'erreur, ``out`` sur sa sortie."""
 
     def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
         self.lines: list[str] = []
+        self.out: list[str] = []
         self.process = subprocess.Popen(
             command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
         self._threads = [
             threading.Thread(target=self._read, args=(self.process.stderr, self.lines), daemon=True),
-            threading.Thread(target=self._read, args=(self.process.stdout, []), daemon=True),
+            threading.Thread(target=self._read, args=(self.process.stdout, self.out), daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -147,6 +148,37 @@ class Scripts:
         return [(message.value(), headers(message)) for message in self.messages(topic)]
 
 
+class CsvLab(Scripts):
+    """Un exercice 1 tout neuf : un topic, un groupe, un dossier et un fichier ``path`` à lui."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topic = f"csv-test-{uuid.uuid4().hex[:8]}"
+        self.path = folder / "ventes.csv"
+        files = {"CSV_TOPIC": self.topic, "CSV_GROUP": f"{self.topic}-group", "CSV_FILES": str(self.path)}
+        super().__init__("exercice1", files)
+
+    def write(self, text: str, path: Path | None = None) -> None:
+        """Ajoute du texte à la fin du fichier."""
+        with (path or self.path).open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Les objets JSON du topic que voit un lecteur read_committed, dans l'ordre de chaque partition."""
+        return [json.loads(message.value() or b"") for message in self.messages(self.topic)]
+
+    def column(self, name: str = "id") -> list[str]:
+        """Une colonne de ces objets."""
+        return [row[name] for row in self.objects()]
+
+    def wait_for(self, count: int, timeout: float = 60) -> None:
+        """Attend que ``count`` objets soient lisibles."""
+        wait_until(lambda: len(self.messages(self.topic)) >= count, timeout, lambda: len(self.messages(self.topic)))
+
+    def rejected(self) -> list[tuple[bytes | None, dict[str, str]]]:
+        """Valeur et en-têtes de chaque lettre morte."""
+        return self.letters(f"{self.topic}-dlq")
+
+
 def headers(message: Message) -> dict[str, str]:
     """En-têtes d'un message, en texte."""
     return {name: value.decode() for name, value in dict(message.headers() or {}).items() if isinstance(value, bytes)}
@@ -250,5 +282,13 @@ def as_json(vente: Vente, **changes: object) -> bytes:
 def lab(stack: None, tmp_path: Path) -> Iterator[Lab]:
     """Un exercice 3 tout neuf sur les serveurs des tests."""
     lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def csv_lab(stack: None, tmp_path: Path) -> Iterator[CsvLab]:
+    """Un exercice 1 tout neuf sur les serveurs des tests."""
+    lab = CsvLab(tmp_path)
     yield lab
     lab.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from exercice1.csv_tail import Options, Row
-from exercice1.follow import CHUNK_BYTES, MARKS, Follower, Saved, inherited
+from exercice1.follow import CHUNK_BYTES, MARKS, Follower, Saved, inherited, inode
 
 HEADER = "n,texte\n"
 
@@ -241,17 +241,18 @@ def test_a_renamed_file_is_not_read_twice(path: Path, reader: Reader) -> None:
     reader.read()
     old = path.with_name("ancien.csv")
     path.rename(old)
-    assert inherited(old, [reader.follower.snapshot("")], []) is None
+    assert inode(old) == reader.follower.inode
     path.write_text(HEADER + rows(2), encoding="utf-8")
     assert reader.read() == ["2"]
-    start = inherited(old, [reader.follower.snapshot("")], [])
+    assert inode(old) != reader.follower.inode
+    start = inherited(old, [reader.saved])
     append(old, rows(3))
     heir = Reader(old)
     heir.follower = Follower(old, Options(), start)
     assert heir.read() == ["3"]
     copy = path.with_name("copie.csv")
     copy.write_text(HEADER + rows(1), encoding="utf-8")
-    assert inherited(copy, [], [reader.saved]) == Saved()
+    assert inherited(copy, [reader.saved]) == Saved()
     heir.follower.close()
 
 
