@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         if env:
             notes.append(f"variable {env}")
             default = os.environ.get(env) or default
-        if default is not None and kwargs.get("action") is None:
+        if default not in (None, [], {}) and kwargs.get("action") is None:
             notes.append(f"défaut : {default}")
         text = help + (f" [{' ; '.join(notes)}]" if notes else "")
         self.add_argument(name, default=default, help=text.replace("%", "%%"), **kwargs)

@@ -24,7 +24,7 @@ log = logging.getLogger("pipeline")
 
 CHUNK_BYTES = 262_144  # lus d'un coup
 WINDOW_BYTES = 4096  # octets comptés dans une empreinte, au début du fichier et avant la place
-MARKS = 32
+MARKS = 24
 PAST_FILES = 8
 SETTLE_SECONDS = 0.5  # un fichier réécrit est jugé quand il n'a plus bougé depuis ce temps…
 SETTLE_MAX_SECONDS = 5.0  # … ou au plus tard après celui-ci

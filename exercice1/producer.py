@@ -41,7 +41,7 @@ SAMPLE = Path(__file__).resolve().parent / "data" / "ventes.csv"
 PARTITIONS = 3
 REPLICATION_FACTOR = 3
 MESSAGE_BYTES = 33_554_432  # une ligne de 4 Mo, même si chaque octet prend six caractères en JSON
-POLL_SECONDS = 0.02  # entre deux regards sur un fichier tranquille
+POLL_SECONDS = 0.02  # entre deux regards ; enchaînées sans pause, deux transactions se gênent
 SCAN_SECONDS = 0.5  # entre deux recherches de fichiers nouveaux
 REPORT_SECONDS = 1.0
 TOPIC_CONFIG = {"max.message.bytes": str(MESSAGE_BYTES)}
@@ -158,11 +158,11 @@ def watch(watched: Watch, stop: Stop) -> None:
         if now >= scan_at:
             watched.scan()
             scan_at = now + SCAN_SECONDS
-        if not watched.send():
-            stop.wait(POLL_SECONDS)
+        watched.send()
         if watched.counts != reported and now >= report_at:
             reported, report_at = watched.counts, now + REPORT_SECONDS
             log.info("Lignes envoyées : %s, lettres mortes : %s.", *map(french_number, reported))
+        stop.wait(POLL_SECONDS)
 
 
 def send_once(watched: Watch, stop: Stop) -> None:

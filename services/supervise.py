@@ -14,7 +14,7 @@ import xmlrpc.client
 from typing import Any
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport
+from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from commun.errors import PipelineError
 from services.stack import NAMES, Service, Stack
@@ -63,7 +63,7 @@ class Supervisor:
             self._reload()
         for name, info in self.states().items():
             if info["statename"] not in RUNNING:
-                self._rpc("startProcess", name, False)
+                self._start(name)
 
     def stop(self, name: str) -> None:
         """Arrête un service proprement et attend qu'il soit arrêté."""
@@ -73,7 +73,7 @@ class Supervisor:
     def start_one(self, name: str) -> None:
         """Démarre un service arrêté, sans attendre qu'il réponde."""
         if self.states()[name]["statename"] not in RUNNING:
-            self._rpc("startProcess", name, False)
+            self._start(name)
 
     def kill(self, name: str) -> int:
         """Tue un service (SIGKILL), sans lui laisser une chance ; renvoie son pid."""
@@ -118,6 +118,13 @@ class Supervisor:
             for process in psutil.process_iter(["name", "cmdline"])
             if process.info["name"].startswith(PROGRAMS) and marks.intersection(process.info["cmdline"] or ())
         ]
+
+    def _start(self, name: str) -> None:
+        try:
+            self._rpc("startProcess", name, False)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != Faults.ALREADY_STARTED:  # supervisord, tout juste lancé, l'a devancé
+                raise
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")

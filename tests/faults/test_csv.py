@@ -132,6 +132,7 @@ def test_stopped_while_kafka_is_down(csv_lab: CsvLab) -> None:
     try:
         csv_lab.write("2,b\n")
         producer.wait_for("Kafka ne répond plus")
+        time.sleep(2)  # la panne peut se voir avant la ligne : le temps qu'elle soit lue
         assert producer.stop(signal.SIGINT, timeout=20) == 0
         assert "repartira au prochain démarrage" in producer.text
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from commun.kafka import client_config, ensure_topic
 from commun.settings import ROOT, setting
 from services.stack import Stack
 from tests.conftest import services
@@ -70,7 +71,8 @@ class Experiments:
         connector["name"] = f"{self.name}-{name}"
         connector["config"] |= {"file": str(path), "topic": f"{self.lab.topic}-{name}"}
         connector["config"] |= {"batch.size": "2"} if name == "f3" else {}
-        self.lab.run("consumer", "--topic", f"{self.lab.topic}-{name}", "--idle-timeout", "0.1")  # crée le topic
+        # Une seule partition : sans clé, Connect éparpille les lignes d'un fichier sur trois, et leur ordre se perd.
+        ensure_topic(client_config({}), f"{self.lab.topic}-{name}", 1, 3)
         connect("POST", "/connectors", connector)
 
     def state(self, name: str) -> list[str]:
