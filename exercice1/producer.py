@@ -44,7 +44,7 @@ MESSAGE_BYTES = 33_554_432  # une ligne de 4 Mo, même si chaque octet prend six
 POLL_SECONDS = 0.02  # entre deux regards ; enchaînées sans pause, deux transactions se gênent
 SCAN_SECONDS = 0.5  # entre deux recherches de fichiers nouveaux
 REPORT_SECONDS = 1.0
-TOPIC_CONFIG = {"max.message.bytes": str(MESSAGE_BYTES)}
+TOPIC_CONFIG = {"retention.ms": "-1", "max.message.bytes": str(MESSAGE_BYTES)}  # rien ne s'efface au bout de sept jours
 
 PRODUCER_CONFIG = {
     "acks": "all",  # confirmé = écrit sur toutes les copies synchronisées (deux au moins)

@@ -12,11 +12,15 @@ import pytest
 from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
 from services.stack import Stack
-from tests.lab import Lab, expected
+from tests.lab import CsvLab, Lab, expected, wait_until
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
-SCRIPTS = ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")
+SHEET = (ROOT / "exercice1" / "README.md").read_text(encoding="utf-8")
+SCRIPTS = [
+    *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
+    *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
+]
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -33,18 +37,36 @@ def headings(text: str) -> list[int]:
 
 def commands() -> list[str]:
     """Commandes du README : lignes des blocs bash, et `commandes` des tableaux et du texte."""
-    lines = [line.strip() for block in blocks(FRENCH, "bash") for line in block.splitlines()]
-    inline = re.findall(r"`((?:make|python|docker-compose) [^`…]+)`", FRENCH)
-    return sorted({line for line in (*lines, *inline) if line})
+    lines = [line.strip() for text in (FRENCH, SHEET) for block in blocks(text, "bash") for line in block.splitlines()]
+    inline = re.findall(r"`((?:make|git|(?:CSV_KILLS=50 )?python|docker-compose) [^`…]+)`", FRENCH)
+    return sorted({line.removeprefix("CSV_KILLS=50 ") for line in (*lines, *inline) if line})
 
 
 def help_of(script: str) -> str:
-    """Texte de --help d'un script de l'exercice 3."""
+    """Texte de --help d'un script, donné par son chemin."""
     done = subprocess.run(
-        [sys.executable, f"{script}.py", "--help"],
-        cwd=ROOT / "exercice3", env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True,
+        [sys.executable, ROOT / script, "--help"],
+        env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout
+
+
+def options_of(script: str) -> set[str]:
+    """Options longues d'un script."""
+    return set(re.findall(r"--[a-z][a-z-]+", help_of(script)))
+
+
+def check_python(words: list[str]) -> None:
+    """Une commande « python … » : services, pytest ou un script, avec des options qui existent."""
+    if words[1:3] == ["-m", "services"]:
+        if words[3:]:  # sans rien de plus, c'est le nom du programme, dans une phrase
+            parse_services(words[3:])
+    elif words[1:3] == ["-m", "pytest"]:
+        assert (ROOT / words[3]).is_file(), words
+    else:
+        options = {word for word in words[2:] if word.startswith("--")}
+        homonyms = [script for script in SCRIPTS if Path(script).name == words[1]]
+        assert any(options <= options_of(script) for script in homonyms), words
 
 
 @pytest.mark.parametrize("command", commands())
@@ -55,17 +77,18 @@ def test_every_command_exists(command: str) -> None:
         case "make":
             targets = [word for word in words[1:] if "=" not in word]
             assert set(targets) <= MAKE_TARGETS, command
-        case "python" if words == ["python", "-m", "services"]:
-            pass  # le nom du programme, dans une phrase
-        case "python" if words[1:3] == ["-m", "services"]:
-            parse_services(words[3:])
-        case "python" if words[1].endswith(".py"):
-            script = Path(words[1]).stem
-            assert script in SCRIPTS, command
-            options = {word for word in words[2:] if word.startswith("--")}
-            assert options <= set(re.findall(r"--[a-z-]+", help_of(script))), command
-        case "python3":
-            assert words == ["python3", "-m", "venv", ".venv"]
+        case "python":
+            check_python(words)
+        case "python3" | "source":
+            assert command in ("python3 -m venv .venv", "source .venv/bin/activate")
+        case "curl":
+            assert f"localhost:{defaults()['PORT_CONNECT']}/connectors" in words[-1], command
+            assert all((ROOT / word[1:]).is_file() for word in words if word.startswith("@"))
+        case "echo":
+            assert (ROOT / "exercice1" / words[-1]).is_file()
+        case "git":
+            assert words[1] == "checkout"
+            assert (ROOT / "exercice1" / words[-1]).is_file()
         case "cd":
             assert (ROOT / words[1]).is_dir()
         case "pip":
@@ -74,8 +97,6 @@ def test_every_command_exists(command: str) -> None:
             profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
             assert profiles <= {"flink", "ui"}
             assert {"up", "down", "ps"} & set(words), command
-        case "source":
-            assert words[1] == ".venv/bin/activate"
         case "psql":
             assert defaults()["TABLEAU_PASSWORD"] in command
         case _:
@@ -85,8 +106,8 @@ def test_every_command_exists(command: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_option_is_documented(script: str) -> None:
     """Chaque option d'un script est dans le README."""
-    for option in set(re.findall(r"--[a-z][a-z-]+", help_of(script))):
-        assert option in FRENCH, f"{option} de {script}.py manque dans le README"
+    for option in options_of(script):
+        assert option in FRENCH, f"{option} de {script} manque dans le README"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -113,8 +134,12 @@ def test_every_file_of_the_structure_exists() -> None:
     """La structure annoncée est celle du dépôt, et rien à la racine n'y manque."""
     structure = next(block for block in blocks(FRENCH, "text") if block.startswith("docker-compose.yml"))
     named = [line.split()[0] for line in structure.splitlines() if not line.startswith(" ")]
-    for name in (*named, *(f"exercice3/{file}" for file in re.findall(r"\b(\w+\.(?:py|sql))\b", structure))):
+    for name in named:
         assert (ROOT / name).exists(), name
+    for folder in ("exercice1", "exercice3"):
+        block = re.search(rf"^{folder}/.*\n(?: .*\n)*", structure, re.MULTILINE)
+        files = set(re.findall(r"\b(\w+\.(?:py|sql|json))\b", block[0] if block else ""))
+        assert files == {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".sql", ".json"}}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
@@ -124,9 +149,9 @@ def test_every_file_of_the_structure_exists() -> None:
 
 def test_every_link_leads_somewhere() -> None:
     """Les liens vers des fichiers du dépôt mènent à un fichier."""
-    for text in (FRENCH, ENGLISH):
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("http") or (ROOT / target).exists(), target
+    for folder, text in ((ROOT, FRENCH), (ROOT, ENGLISH), (ROOT / "exercice1", SHEET)):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert target.startswith("http") or (folder / target).exists(), target
 
 
 def test_sample_output_has_the_real_shape() -> None:
@@ -144,3 +169,29 @@ def test_english_mirrors_french() -> None:
         assert blocks(ENGLISH, language) == blocks(FRENCH, language)
     assert len(blocks(ENGLISH, "mermaid")) == len(blocks(FRENCH, "mermaid"))
     assert len(re.findall(r"^\|", ENGLISH, re.MULTILINE)) == len(re.findall(r"^\|", FRENCH, re.MULTILINE))
+
+
+def test_curl_lines_work(csv_lab: CsvLab) -> None:
+    """Les lignes curl du README, au port près : le connecteur de l'exercice 1 envoie le fichier d'exemple."""
+    lines = [line.replace(defaults()["PORT_CONNECT"], setting("PORT_CONNECT")) for line in commands()]
+    register, status = sorted((line for line in lines if line.startswith("curl ")), key=len, reverse=True)
+    sample = (ROOT / "exercice1" / "data" / "ventes.csv").read_text(encoding="utf-8").splitlines()
+
+    def run(line: str) -> str:
+        command = shlex.split(line)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    try:
+        assert '"name":"csv-source"' in run(register)
+        wait_until(lambda: run(status).count("RUNNING") == 2, 60, lambda: run(status))
+        wait_until(lambda: set(sample) <= {(m.value() or b"").decode() for m in csv_lab.messages("csv-topic")})
+    finally:
+        run(f"curl -X DELETE {status.split()[-1].removesuffix('/status')}")
+
+
+def test_sheet_names_its_tests() -> None:
+    """Chaque défaut F1 à F8 de la fiche a son test."""
+    tests = (ROOT / "tests" / "integration" / "test_filestream.py").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (F\d) \|", SHEET, re.MULTILINE)
+    assert rows == [f"F{number}" for number in range(1, 9)]
+    assert all(f"def test_{row.lower()}_" in tests for row in rows)

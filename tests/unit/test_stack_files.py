@@ -1,5 +1,6 @@
 """docker-compose.yml et les réglages que les deux piles partagent."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ import pytest
 import yaml
 
 from commun.settings import ROOT, defaults
+from exercice1 import consumer as csv_consumer
+from exercice1 import positions
+from exercice1 import producer as csv_producer
 from exercice3 import consumer, producer
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
@@ -112,11 +116,24 @@ def test_mounted_files_exist(compose: dict[str, Any]) -> None:
 
 def test_scripts_and_topics_file_agree() -> None:
     """Un script qui crée son topic le crée comme topics.conf."""
-    topics = {topic.topic: topic for topic in read_topics(CONFIG / "topics.conf")}
+    topics = {
+        topic.topic: (topic.num_partitions, topic.replication_factor, topic.config)
+        for topic in read_topics(CONFIG / "topics.conf")
+    }
     assert producer.TOPIC == consumer.TOPIC
-    created = topics[producer.TOPIC]
-    assert (created.num_partitions, created.replication_factor) == (producer.PARTITIONS, producer.REPLICATION_FACTOR)
+    assert topics[producer.TOPIC][:2] == (producer.PARTITIONS, producer.REPLICATION_FACTOR)
     assert f"{producer.TOPIC}-dlq" in topics
+    name, copies = csv_producer.TOPIC, csv_producer.REPLICATION_FACTOR
+    assert name == csv_consumer.parse_options([]).topic == connector()["topic"]
+    assert topics[name] == (csv_producer.PARTITIONS, copies, csv_producer.TOPIC_CONFIG)
+    assert topics[f"{name}-positions"] == (1, copies, positions.TOPIC_CONFIG)
+    assert topics[f"{name}-dlq"] == (1, copies, csv_producer.TOPIC_CONFIG)
+
+
+def connector() -> dict[str, str]:
+    """Réglages de connector.json."""
+    config: dict[str, str] = json.loads((ROOT / "exercice1" / "connector.json").read_text(encoding="utf-8"))["config"]
+    return config
 
 
 def test_lock_file_is_complete() -> None:
@@ -132,7 +149,7 @@ def test_lock_file_is_complete() -> None:
 def test_no_password_in_the_scripts() -> None:
     """Aucun mot de passe de .env n'est écrit ailleurs que dans .env."""
     passwords = [value for name, value in defaults().items() if "PASSWORD" in name]
-    folders = ("commun", "exercice1", "exercice2", "exercice3", "services")
+    folders = ("commun", "exercice1", "exercice2", "exercice3", "services", "bench")
     files = [
         path
         for folder in folders
