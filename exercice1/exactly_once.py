@@ -16,23 +16,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from commun.cli import Stop
 from commun.errors import PipelineError
-from commun.kafka import Config, Headers, connect, dead_letter_headers
-from exercice1 import positions
+from commun.kafka import Config, Headers, dead_letter_headers
+from commun.transaction import CALL_SECONDS, FENCED, Stopped, commit, load_positions, open_producer
 from exercice1.csv_tail import Chunk, Options
 from exercice1.follow import Follower, Saved
 
 log = logging.getLogger("pipeline")
 
 TRANSACTION_SECONDS = 0.5  # une transaction dure au plus ce temps : ce qu'un gros fichier fait attendre à ses lecteurs
-CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
 FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
 DETAILED_REJECTS = 5  # refus détaillés dans le journal, par morceau de fichier
 
-FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 # Refus que le temps n'arrange pas.
 HOPELESS = (
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -49,8 +47,10 @@ class Fenced(Exception):
     """Un autre producer.py suit maintenant ce fichier."""
 
 
-class Stopped(Exception):
-    """L'arrêt est demandé et Kafka ne répond pas : ce qui n'est pas confirmé repartira la prochaine fois."""
+def load_saved(config: Config, topic: str, stop: Stop) -> dict[str, Saved]:
+    """Dernière place confirmée de chaque fichier envoyé dans ``topic``, par chemin."""
+    known = load_positions(config, f"{topic}-positions", stop)
+    return {path: msgspec.json.decode(value, type=Saved) for path, value in known.items()}
 
 
 class CsvSource:
@@ -69,7 +69,7 @@ class CsvSource:
         self._refusal: KafkaError | None = None
         self._file_header: tuple[str, str | bytes | None] = ("source.file", os.fsencode(path))
         self._key = os.fsencode(path.name)  # une clé par fichier : une partition, donc l'ordre du fichier
-        self._producer = self._new_producer()
+        self._producer = open_producer(self._config, self.stop)
 
     def close(self) -> None:
         """Ferme le fichier ; une transaction encore ouverte est annulée, pour ne pas faire attendre les lecteurs."""
@@ -101,7 +101,7 @@ class CsvSource:
             chunk = None if late or self.stop else self.follower.read(time.monotonic(), final=final)
         saved = self.follower.snapshot(self.session)
         self._send_one(f"{self.topic}-positions", msgspec.json.encode(saved), str(self.path).encode(), None)
-        self._commit()
+        commit(self._producer, self.stop)
         self.follower.confirm(saved)
         self.sent, self.rejected = self.sent + sent, self.rejected + rejected
 
@@ -132,16 +132,6 @@ class CsvSource:
                     raise Stopped from None
                 self._producer.poll(0.05)
 
-    def _commit(self) -> None:
-        while True:
-            try:
-                return self._producer.commit_transaction(CALL_SECONDS)
-            except KafkaException as error:
-                if not error.args[0].retriable():
-                    raise
-                if self.stop:
-                    raise Stopped from None
-
     # --- Reprendre après un refus : la position écrite dans Kafka fait foi ---
 
     def start(self, saved: Saved) -> None:
@@ -169,27 +159,11 @@ class CsvSource:
                 raise Fenced
         log.info("Transaction annulée (%s) : je reprends %s à la position confirmée.", error.name(), self.path)
         self._producer.purge()
-        self._producer = self._new_producer()
+        self._producer = open_producer(self._config, self.stop)
         return self._load()
 
     def _load(self) -> Saved:
-        known = positions.load(self._config, f"{self.topic}-positions", self.stop)
-        if self.stop:
-            raise Stopped
-        return known.get(str(self.path), Saved())
-
-    def _new_producer(self) -> Producer:
-        """Un producteur qui prend la place du précédent, et annule sa transaction en cours."""
-        producer: Producer = connect(Producer, self._config)
-        while True:
-            try:
-                producer.init_transactions(CALL_SECONDS)
-                return producer
-            except KafkaException as error:
-                if not error.args[0].retriable():
-                    raise PipelineError(f"Kafka refuse une transaction : {error.args[0].str()}.") from error
-                if self.stop:
-                    raise Stopped from None
+        return load_saved(self._config, self.topic, self.stop).get(str(self.path), Saved())
 
     def _on_refusal(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and error.code() in HOPELESS:

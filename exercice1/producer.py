@@ -12,7 +12,7 @@ Ne garantit pas : qu'une ligne déjà envoyée ne repart pas si vous la modifiez
 qui la précède : c'est une ligne nouvelle. Deux chemins différents vers un même fichier sont deux
 fichiers.
 Ensuite : consumer.py montre ce topic. Le découpage du CSV est dans csv_tail.py, la vie d'un
-fichier (rotation, remplacement…) dans follow.py, la relecture des positions dans positions.py.
+fichier (rotation, remplacement…) dans follow.py, l'envoi dans exactly_once.py.
 """
 
 import argparse
@@ -29,9 +29,10 @@ from typing import Any
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config, ensure_topic
-from exercice1 import csv_tail, positions
+from commun.transaction import POSITIONS_CONFIG, Stopped
+from exercice1 import csv_tail
 from exercice1.csv_tail import Options
-from exercice1.exactly_once import CsvSource, Fenced, Stopped
+from exercice1.exactly_once import CsvSource, Fenced, load_saved
 from exercice1.follow import Saved, inherited, inode
 
 log = logging.getLogger("pipeline")
@@ -80,9 +81,7 @@ class Watch:
         ]
         sources = {path: self._source(path) for path in new}
         # Relues après init_transactions : plus personne d'autre n'écrit les positions de ces fichiers.
-        known = positions.load(self.config, f"{self.args.topic}-positions", self.stop) if new else {}
-        if self.stop:
-            raise Stopped
+        known = load_saved(self.config, self.args.topic, self.stop) if new else {}
         others = [*(source.follower.saved for source in self.sources.values()), *known.values()]
         for path, source in sources.items():
             self.sources[path] = source
@@ -243,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
     ensure_topic(config, f"{args.topic}-dlq", 1, REPLICATION_FACTOR, TOPIC_CONFIG)
-    ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, positions.TOPIC_CONFIG)
+    ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, POSITIONS_CONFIG)
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
     with closing(Watch(config, args, stop)) as watched:
         try:

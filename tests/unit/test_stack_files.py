@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from commun.settings import ROOT, defaults
+from commun.transaction import POSITIONS_CONFIG
 from exercice1 import consumer as csv_consumer
-from exercice1 import positions
 from exercice1 import producer as csv_producer
 from exercice3 import consumer, producer
 from services.health import read_topics
@@ -126,7 +126,7 @@ def test_scripts_and_topics_file_agree() -> None:
     name, copies = csv_producer.TOPIC, csv_producer.REPLICATION_FACTOR
     assert name == csv_consumer.parse_options([]).topic == connector()["topic"]
     assert topics[name] == (csv_producer.PARTITIONS, copies, csv_producer.TOPIC_CONFIG)
-    assert topics[f"{name}-positions"] == (1, copies, positions.TOPIC_CONFIG)
+    assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, csv_producer.TOPIC_CONFIG)
 
 

@@ -1,0 +1,307 @@
+"""Envoie des transactions dans Kafka (topic transactions-topic), quoi qu'il arrive aux brokers.
+
+    python producer_resilient.py                             les transactions de transactions.csv
+    python producer_resilient.py --generate --rate 100       100 transactions par seconde, sans fin
+    python producer_resilient.py --generate --seed 42 --count 1000 --rate 0
+
+Garantit : chaque transaction est une fois dans Kafka pour qui lit en read_committed, dans l'ordre de
+son compte, même si ce script ou des brokers sont tués : les transactions et le nombre de celles qui sont
+parties sont écrits ensemble, dans une transaction Kafka. Relancé, le script continue où il en était : la
+même commande ne double rien. Deux brokers morts sur trois : il attend leur retour.
+Ne garantit pas : l'envoi de ce qui suit l'arrêt. Arrêté avant la fin, il sort avec le code 1 et dit
+combien de transactions ne sont pas confirmées ; la même commande les enverra.
+Ensuite : consumer_resilient.py lit ce topic. La transaction est dans transactions.py, la lecture du
+fichier et les positions dans sources.py.
+"""
+
+import argparse
+import json
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from commun.cli import Parser, Stop, french_number, positive, run
+from commun.errors import PipelineError
+from commun.kafka import Config, Headers, client_config, dead_letter_headers, ensure_topic
+from commun.transaction import FENCED, POSITIONS_CONFIG, Stopped, commit, load_positions, open_producer
+from exercice2.sources import CsvFile, Generated, Item, Saved, Source
+from exercice2.transactions import to_json
+
+log = logging.getLogger("pipeline")
+
+TOPIC = "transactions-topic"
+SAMPLE = Path(__file__).resolve().parent / "transactions.csv"
+PARTITIONS = 6
+REPLICATION_FACTOR = 3
+TOPIC_CONFIG = {"retention.ms": "-1", "min.insync.replicas": "2"}
+COMMIT_SECONDS = 0.5  # une transaction Kafka par demi-seconde : ce qu'un lecteur attend au plus
+COMMIT_ROWS = 20_000
+STOP_SECONDS = 20.0  # à l'arrêt, attente au plus des dernières confirmations
+REPORT_SECONDS = 5.0
+
+PRODUCER_CONFIG = {
+    "acks": "all",  # confirmé = écrit sur toutes les copies synchronisées, deux au moins (min.insync.replicas)
+    "enable.idempotence": True,  # un renvoi ne crée ni doublon ni désordre
+    "retries": 2_147_483_647,  # c'est le délai de livraison qui borne les renvois, pas leur nombre
+    "retry.backoff.ms": 500,  # attente avant le premier renvoi ; elle double à chaque échec…
+    "retry.backoff.max.ms": 5_000,  # … jusqu'à 5 s
+    "delivery.timeout.ms": 30_000,  # au-delà, la transaction Kafka est annulée et ses lignes repartent
+    "transaction.timeout.ms": 30_000,  # tué et pas relancé, le script ne bloque pas les lecteurs plus longtemps
+    "partitioner": "murmur2_random",  # le choix de partition de Java, Flink et Connect : une clé, une partition
+    "linger.ms": 20,  # 20 ms d'attente font des lots : bien moins de requêtes
+    "batch.size": 1_000_000,
+    "compression.type": "lz4",
+    "queue.buffering.max.messages": 50_000,  # borne la mémoire ; file pleine, la lecture ralentit
+    "statistics.interval.ms": 1_000,  # d'où l'on tire le nombre de renvois
+}
+GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms")
+
+
+class Deliveries:
+    """Ce que Kafka a répondu : un rappel par message, et les statistiques du client."""
+
+    def __init__(self) -> None:
+        self.sent = self.confirmed = self.rejected = self.again = 0
+        self.partitions: Counter[int] = Counter()
+        self.milliseconds: Counter[int] = Counter()  # délais de confirmation, arrondis : un histogramme
+        self.waiting: Counter[int] = Counter()  # par partition, écrits mais pas encore validés
+        self._retries: dict[str, int] = {}
+
+    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Un message est écrit sur les copies synchronisées, ou abandonné avec sa transaction."""
+        if error is None:
+            self.waiting[message.partition() or 0] += 1
+            self.milliseconds[round((message.latency() or 0) * 1000)] += 1
+
+    def on_stats(self, text: str) -> None:
+        """Statistiques de librdkafka : renvois de chaque broker, depuis que ce client est né."""
+        stats = json.loads(text)
+        self._retries[stats["name"]] = sum(broker["txretries"] for broker in stats["brokers"].values())
+
+    @property
+    def retries(self) -> int:
+        """Requêtes renvoyées par le client, depuis le début."""
+        return sum(self._retries.values())
+
+    def on_commit(self, rows: int, rejected: int) -> None:
+        """La transaction est validée : ce qui était écrit est confirmé."""
+        self.confirmed += rows
+        self.rejected += rejected
+        self.partitions += self.waiting
+        self.waiting.clear()
+
+    def on_abort(self, rows: int) -> None:
+        """La transaction est annulée : ses lignes repartiront."""
+        self.again += rows
+        self.waiting.clear()
+
+    def percentile(self, share: float) -> int:
+        """Délai de confirmation (ms) que ``share`` des messages ne dépassent pas."""
+        rank, seen = share * self.milliseconds.total(), 0
+        for delay, count in sorted(self.milliseconds.items()):
+            seen += count
+            if seen >= rank:
+                return delay
+        return 0
+
+    def __str__(self) -> str:
+        return (
+            f"{french_number(self.sent)} envoyées, {french_number(self.confirmed)} confirmées, "
+            f"{self.rejected} lettres mortes, {self.again} reparties, {self.retries} renvois du client, "
+            f"délai p50 {self.percentile(0.5)} ms, p99 {self.percentile(0.99)} ms"
+        )
+
+
+class Sender:
+    """Envoie une source : des lignes et la position qui les suit dans une même transaction Kafka."""
+
+    def __init__(self, config: Config, args: argparse.Namespace, source: Source, stop: Stop) -> None:
+        self.args, self.source, self.stop = args, source, stop
+        self.deliveries = Deliveries()
+        # Un second producteur de la même source prend la place du premier, dont les écritures sont refusées.
+        self._config = config | {
+            "transactional.id": f"{args.topic}:{source.name}", "stats_cb": self.deliveries.on_stats
+        }  # fmt: skip
+        self._positions = f"{args.topic}-positions"
+        self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
+        self._items: Iterator[Item] = iter(())
+        self._resume()
+
+    def run(self) -> None:
+        """Envoie tout, transaction après transaction, jusqu'à la fin de la source ou l'arrêt."""
+        reported = time.monotonic()
+        more = True
+        while more and not self.stop:
+            try:
+                more = self._one_transaction()
+            except KafkaException as error:
+                self._recover(error.args[0])
+                more = True
+            if time.monotonic() - reported > REPORT_SECONDS:
+                log.info("%s", self.deliveries)
+                reported = time.monotonic()
+
+    def _one_transaction(self) -> bool:
+        """Des lignes pendant COMMIT_SECONDS, leur position, la validation ; faux à la fin de la source."""
+        deadline = time.monotonic() + COMMIT_SECONDS
+        sent = rejected = 0
+        more = True
+        while more and sent + rejected < COMMIT_ROWS and time.monotonic() < deadline and not self.stop:
+            wait = self.source.due(self.taken + 1) - time.time()
+            if wait > 0:
+                self._producer.poll(min(wait, COMMIT_SECONDS / 5))
+                continue
+            item = next(self._items, None)
+            if item is None:
+                more = False
+                break
+            if not sent + rejected:
+                self._producer.begin_transaction()
+            self.taken += 1
+            self._send(item)
+            sent, rejected = sent + (not item.reason), rejected + bool(item.reason)
+        if sent + rejected:
+            saved = self.source.mark(self.taken)
+            self._produce(self._positions, msgspec.json.encode(saved), self.source.name)
+            self._commit()
+            self.rows = self.taken
+            self.deliveries.on_commit(sent, rejected)
+        return more
+
+    def _send(self, item: Item) -> None:
+        if item.transaction is None:
+            log.warning("Lettre morte (ligne %d) : %s", item.line, item.reason)
+            headers = dead_letter_headers(item.reason, topic=self.args.topic, file=self.source.name, line=item.line)
+            self._produce(f"{self.args.topic}-dlq", item.raw, None, headers)
+        else:
+            self.deliveries.sent += 1
+            key = str(getattr(item.transaction, self.args.key))
+            self._produce(self.args.topic, to_json(item.transaction), key)
+
+    def _produce(self, topic: str, value: bytes, key: str | None, headers: Headers | None = None) -> None:
+        callback = self.deliveries.on_delivery if topic == self.args.topic else None
+        while True:
+            try:
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=callback)
+                self._producer.poll(0)  # sert les rappels
+                return
+            except BufferError:  # file pleine : on attend qu'elle se vide, le même message repart
+                if self.stop:
+                    raise Stopped from None
+                self._producer.poll(0.1)
+
+    def _commit(self) -> None:
+        """Valide ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka pour confirmer ce qui est en vol."""
+        deadline = None
+        while True:
+            try:
+                return commit(self._producer, self.stop)
+            except Stopped:
+                deadline = deadline or time.monotonic() + STOP_SECONDS
+                if time.monotonic() > deadline:
+                    raise
+
+    # --- Reprendre : la position écrite dans Kafka fait foi ---
+
+    def _recover(self, error: KafkaError) -> None:
+        if error.code() in FENCED and self._elsewhere():
+            raise PipelineError(f"Un autre producer_resilient.py envoie maintenant {self.source.name} : je m'arrête.")
+        lost = self.taken - self.rows
+        log.warning("Transaction Kafka annulée (%s) : %d transactions vont repartir.", error.name(), lost)
+        self.deliveries.on_abort(lost)
+        self._producer.purge()
+        self._resume()
+
+    def _elsewhere(self) -> bool:
+        """Vrai si la position a avancé sans nous."""
+        return self._load().rows != self.rows
+
+    def _resume(self) -> None:
+        """Un producteur neuf, et la source à la position confirmée."""
+        self._producer = open_producer(self._config, self.stop)
+        saved = self._load()
+        self._items = self.source.resume(saved)
+        self.rows = self.taken = saved.rows
+
+    def _load(self) -> Saved:
+        known = load_positions(self._config, self._positions, self.stop)
+        value = known.get(self.source.name)
+        return msgspec.json.decode(value, type=Saved) if value else Saved()
+
+
+def finish(sender: Sender, topic: str) -> None:
+    """Le bilan ; PipelineError si des lignes prises à la source ne sont pas confirmées."""
+    counts = sender.deliveries
+    log.info("Terminé : %s dans %s.", counts, topic)
+    if counts.partitions:
+        spread = ", ".join(
+            f"p{partition} {french_number(counts.partitions[partition])}" for partition in range(PARTITIONS)
+        )
+        log.info("Par partition : %s.", spread)
+    if missing := sender.taken - sender.rows:
+        raise PipelineError(
+            f"{missing} transactions ne sont pas confirmées : relancez la même commande, elles partiront."
+        )
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=SAMPLE, metavar="FICHIER",
+                        help="fichier CSV des transactions [défaut : transactions.csv]")  # fmt: skip
+    parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic où écrire")
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--key", choices=("compte", "id", "region"), default="compte", help="champ qui choisit la partition")
+    parser.option("--generate", action="store_true", help="fabrique des transactions, au lieu de lire un fichier")
+    parser.option("--rate", type=positive(float, zero=True),
+                  help="transactions par seconde, 0 : au plus vite [défaut : 10 avec --generate, 0 sans]")  # fmt: skip
+    parser.option("--count", type=positive(), help="s'arrête à la N-ième transaction de la source")
+    parser.option("--seed", type=positive(zero=True), help="graine de --generate : la même reprend la même suite")
+    parser.option("--disorder", type=positive(float, zero=True), default=0.0,
+                  help="avec --generate, livre dans le désordre, jusqu'à S secondes de retard")  # fmt: skip
+    args = parser.parse(argv)
+    if not args.generate and (args.seed is not None or args.disorder):
+        parser.error("--seed et --disorder vont avec --generate")
+    args.rate = (10.0 if args.generate else 0.0) if args.rate is None else args.rate
+    return args
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """La source que désignent les options."""
+    if not args.generate:
+        return CsvFile(args.file, args.rate, args.count, log.info)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    log.info("Suite de la graine %d ; « --seed %d » la reprendra.", seed, seed)
+    return Generated(seed, args.rate, args.disorder, args.count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop = Stop()
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
+    ensure_topic(config, f"{args.topic}-dlq", 1, REPLICATION_FACTOR, TOPIC_CONFIG)
+    ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, POSITIONS_CONFIG)
+    source = open_source(args)
+    log.info("Envoi de %s vers %s.", source.name, args.topic)
+    try:
+        sender = Sender(config, args, source, stop)
+    except Stopped:
+        raise PipelineError("Arrêt sans réponse de Kafka : rien n'est parti.") from None
+    try:
+        sender.run()
+    except Stopped:
+        log.warning("Arrêt sans réponse de Kafka.")
+    finish(sender, args.topic)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
