@@ -54,7 +54,7 @@ class Offsets:
 
     def rollback(self) -> dict[int, int]:
         """Ce qui n'est pas validé n'a pas eu lieu ; rend les places à reprendre, par partition."""
-        moved = {owned.partition: owned.committed for owned in self.owned.values() if owned.done != owned.committed}
-        for partition, place in moved.items():
+        places = {owned.partition: owned.committed for owned in self.owned.values()}
+        for partition, place in places.items():
             self.assign(partition, place)
-        return moved
+        return places
