@@ -128,7 +128,7 @@ def do_work(work: Work, messages: list[Message], go_on: Callable[[], bool]) -> l
         except TransientError as error:
             outcomes.append(Outcome(message, retry=str(error)))
             break
-        except Exception as error:  # noqa: BLE001 - un travail qui se trompe sur un message n'arrête pas les autres
+        except Exception as error:
             outcomes.append(Outcome(message, reason=f"{type(error).__name__} : {error}"))
     return outcomes
 
