@@ -164,7 +164,7 @@ class Chaos:
         # Après une panne, d'autres brokers mènent les partitions : on les rend à leurs chefs d'origine.
         admin = AdminClient(self.config)
         try:
-            admin.elect_leaders(ElectionType.PREFERRED, None, request_timeout=10).result(15)
+            admin.elect_leaders(ElectionType.PREFERRED, None).result(60)  # le client 2.16 refuse les délais
         except KafkaException as error:
             log.debug("Élection refusée : %s", error)
 

@@ -1,0 +1,128 @@
+"""Montre les lettres mortes de transactions-topic-dlq, et renvoie celles qui sont réparées.
+
+    python dead_letters.py                       une ligne JSON par lettre : origine, raison, octets
+    python dead_letters.py > lettres.jsonl       … à réparer dans un éditeur : corrigez « valeur »
+    python dead_letters.py --resend lettres.jsonl
+
+Garantit : une lettre n'est renvoyée que si elle est maintenant une transaction valide ; toutes le sont, en
+une transaction Kafka, ou aucune.
+Ne garantit pas : qu'une lettre renvoyée deux fois n'entre qu'une fois ; son identifiant la reconnaît.
+Ensuite : consumer_resilient.py traite ce qui est renvoyé, comme le reste.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from commun.cli import Parser, Stop, run
+from commun.errors import PipelineError
+from commun.kafka import START_HINT, Config, admin_config, client_config, connect
+from commun.transaction import Stopped, commit, open_producer
+from exercice2.producer_resilient import GUARANTEED, PRODUCER_CONFIG, TOPIC
+from exercice2.transactions import InvalidTransaction, parse, to_json
+
+log = logging.getLogger("pipeline")
+
+READ_SECONDS = 30.0
+
+
+def read_letters(config: Config, topic: str, stop: Stop) -> list[Message]:
+    """Toutes les lettres de ``topic``, dans l'ordre. Lève PipelineError si Kafka ne répond pas."""
+    reader = {"group.id": "dead-letters", "enable.auto.commit": False, "enable.partition.eof": True}
+    consumer = connect(Consumer, admin_config(config) | reader)
+    found: list[Message] = []
+    deadline = time.monotonic() + READ_SECONDS
+    try:
+        known = consumer.list_topics(timeout=10).topics
+        ends = len(known[topic].partitions) if topic in known else 0
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(ends)])
+        while ends and not stop:
+            for message in consumer.consume(1000, 0.1):
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                ends -= error is not None and error.code() == KafkaError._PARTITION_EOF
+            if time.monotonic() > deadline:
+                raise PipelineError(f"La fin de {topic} n'arrive pas : Kafka répond-il ?")
+        return found
+    except KafkaException as error:
+        raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
+    finally:
+        consumer.close()
+
+
+def as_line(message: Message) -> dict[str, Any]:
+    """Une lettre en JSON : ses en-têtes ``dlq.…`` sans ce préfixe, et sa valeur (octets illisibles échappés)."""
+    headers = {
+        name.removeprefix("dlq."): value.decode("utf-8", "replace")
+        for name, value in dict(message.headers() or []).items()
+        if name.startswith("dlq.") and isinstance(value, bytes)
+    }
+    return headers | {"valeur": (message.value() or b"").decode("utf-8", "backslashreplace")}
+
+
+def repaired(path: Path, now: datetime) -> list[tuple[str, bytes]]:
+    """Clé et message de chaque lettre du fichier ; lève PipelineError à la première qui n'est pas valide."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"Impossible de lire {path} : {error}.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            transaction = parse(json.loads(line)["valeur"].encode(), now)
+        except InvalidTransaction as error:
+            raise PipelineError(f"{path}, ligne {number} : {error}. Rien n'est renvoyé.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PipelineError(f"{path}, ligne {number} : ce n'est pas une lettre. Rien n'est renvoyé.") from error
+        found.append((transaction.compte, to_json(transaction)))
+    return found
+
+
+def resend(config: Config, topic: str, letters: list[tuple[str, bytes]], stop: Stop) -> None:
+    """Envoie toutes les lettres dans ``topic`` en une transaction Kafka."""
+    try:
+        producer = open_producer(config | {"transactional.id": f"dead-letters-{uuid.uuid4().hex}"}, stop)
+        producer.begin_transaction()
+        for key, value in letters:
+            producer.produce(topic, value, key)
+        commit(producer, stop)
+    except (Stopped, KafkaException, BufferError) as error:
+        raise PipelineError("Kafka n'a pas confirmé : rien n'est renvoyé. Relancez la même commande.") from error
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic des transactions")
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--resend", type=Path, metavar="FICHIER", help="renvoie les lettres réparées de ce fichier")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop = Stop()
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    if args.resend:
+        letters = repaired(args.resend, datetime.now(UTC))
+        resend(config, args.topic, letters, stop)
+        log.info("%d transactions renvoyées dans %s.", len(letters), args.topic)
+        return 0
+    for message in read_letters(config, f"{args.topic}-dlq", stop):
+        print(json.dumps(as_line(message), ensure_ascii=False), file=sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

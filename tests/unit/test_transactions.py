@@ -1,0 +1,142 @@
+"""Les règles d'une transaction, sa fabrication, et les places d'un consommateur : sans serveur."""
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exercice2.chaos import judge
+from exercice2.offsets import Offsets
+from exercice2.sources import CsvFile, Generated, Saved
+from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, number_of, parse, to_json
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+GOOD = {
+    "id": "a-1", "timestamp": "2026-05-31T23:59:59.999Z", "montant": 12.34, "type": "paiement", "compte": "FR1",
+    "region": "Bretagne", "canal": "carte",
+}  # fmt: skip
+
+
+def test_round_trip() -> None:
+    """Écrite puis lue, une transaction est la même, au centime et à la milliseconde."""
+    for transaction in islice(generate(5, NOW - timedelta(days=9), 100), 2000):
+        assert parse(to_json(transaction), NOW) == transaction
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"montant": 0}, "montant"),
+        ({"montant": -5}, "montant"),
+        ({"montant": 50_001}, "montant"),
+        ({"montant": 1.234}, "décimales"),
+        ({"montant": "12"}, "nombre"),
+        ({"montant": True}, "nombre"),
+        ({"montant": None}, "champ absent : montant"),
+        ({"timestamp": "2026-05-31 10:00:00"}, "timestamp"),
+        ({"timestamp": "2026-02-30T10:00:00.000Z"}, "timestamp"),
+        ({"timestamp": "2026-06-03T10:00:00.000Z"}, "futur"),
+        ({"timestamp": "1999-06-03T10:00:00.000Z"}, "ancien"),
+        ({"type": "don"}, "type"),
+        ({"compte": " "}, "compte"),
+        ({"id": "a\x00"}, "imprimables"),
+    ],
+)
+def test_refused(change: dict[str, Any], reason: str) -> None:
+    """Une valeur absurde est refusée, avec une raison qui nomme le champ."""
+    with pytest.raises(InvalidTransaction, match=reason):
+        parse(json.dumps(GOOD | change).encode(), NOW)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_not_an_object(value: bytes | None) -> None:
+    """Ce qui n'est pas un objet JSON est refusé."""
+    with pytest.raises(InvalidTransaction):
+        parse(value, NOW)
+
+
+def test_enrich() -> None:
+    """Un paiement est un débit ; les tranches ont leurs bornes."""
+    transaction = parse(json.dumps(GOOD).encode(), NOW)
+    assert enrich(transaction) == {"sens": "débit", "solde": Decimal("-12.34"), "tranche": "petit"}
+    dearer = transaction._replace(type="depot", montant=Decimal(1000))
+    assert enrich(dearer) == {"sens": "crédit", "solde": Decimal(1000), "tranche": "gros"}
+
+
+@given(seconds=st.floats(0, 30), seed=st.integers(0, 1000), skip=st.integers(0, 300))
+def test_disorder(seconds: float, seed: int, skip: int) -> None:
+    """Le désordre ne perd rien, ne double rien, et ne retarde personne de plus que dit ; il est rejouable."""
+    ordered = list(islice(generate(seed, NOW, 20), 300))
+    shuffled = list(disorder(ordered, seconds, seed))
+    assert sorted(shuffled) == sorted(ordered)
+    latest = NOW
+    for transaction in shuffled:
+        latest = max(latest, transaction.timestamp)
+        assert latest - transaction.timestamp <= timedelta(seconds=seconds)
+    assert shuffled[skip:] == list(islice(disorder(ordered, seconds, seed), skip, None))
+
+
+@given(cut=st.integers(0, 120), spread=st.sampled_from([0.0, 3.0]))
+def test_generated_source_resumes(cut: int, spread: float) -> None:
+    """Reprise n'importe où, la suite fabriquée continue exactement."""
+    source = Generated(3, 0, spread, 120)
+    whole = list(source.resume(Saved()))
+    assert [item.transaction for item in whole[cut:]] == [
+        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))
+    ]
+
+
+def test_file_source_resumes(tmp_path: Path) -> None:
+    """Un fichier qui a grandi continue où il en était ; un autre contenu repart du début ; le reste est gardé."""
+    path = tmp_path / "t.csv"
+    head = "id,timestamp,montant,type,compte,region,canal\n"
+    row = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"
+    path.write_text(head + row.format(1) + "trop,court\n" + row.format(2), encoding="utf-8")
+    said: list[str] = []
+    source = CsvFile(path, 0, None, said.append)
+    items = list(source.resume(Saved()))
+    assert [item.transaction.id if item.transaction else item.raw for item in items] == ["a-1", b"trop,court\n", "a-2"]
+    assert items[1].line == 3
+    saved = source.mark(3)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(row.format(3))
+    later = [item.transaction for item in CsvFile(path, 0, None, said.append).resume(saved)]
+    assert [transaction.id for transaction in later if transaction] == ["a-3"]
+    path.write_text(head + row.format(9), encoding="utf-8")
+    assert len(list(CsvFile(path, 0, None, said.append).resume(saved))) == 1
+    assert "n'est plus le fichier déjà envoyé" in said[-1]
+
+
+def test_offsets() -> None:
+    """Une réattribution fait oublier ce qui était en cours ; un retour en arrière rend toutes les places validées."""
+    offsets = Offsets()
+    offsets.assign(0, 10)
+    offsets.assign(1, -2)
+    first = offsets.owned[0]
+    first.done, offsets.owned[1].done = 15, 3
+    assert offsets.pending() == {0: 15, 1: 3}
+    assert offsets.count() == 8
+    offsets.commit({0: 15})
+    assert offsets.pending() == {1: 3}
+    assert offsets.rollback() == {0: 15, 1: -2}
+    assert not offsets.holds(first)
+    offsets.revoke(1)
+    assert offsets.rollback() == {0: 15}
+
+
+def test_judge_sees_every_fault() -> None:
+    """Les comptes de chaos.py voient une perte, un doublon, une inconnue, un désordre."""
+    confirmed = [f"00000001-{number:08d}" for number in range(1, 7)]
+    assert judge(confirmed, [confirmed[:3], confirmed[3:]]) == (0, 0, 0, 0)
+    assert judge(confirmed, [confirmed[1:]]) == (1, 0, 0, 0)
+    assert judge(confirmed, [confirmed[:3], confirmed[2:]]) == (0, 1, 0, 0)
+    assert judge(confirmed[:5], [confirmed]) == (0, 0, 1, 0)
+    assert judge(confirmed, [confirmed[3:] + confirmed[:3]]) == (0, 0, 0, 1)
+    assert Counter(map(number_of, confirmed)).total() == 6
