@@ -39,10 +39,11 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import admin_config, client_config, ensure_topic
+from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, setting
 from exercice1.csv_tail import Options, Place, RowParser, read_header
 from exercice1.producer import PRODUCER_CONFIG, REPLICATION_FACTOR, TOPIC_CONFIG
@@ -77,7 +78,7 @@ class Reader:
     def __init__(self, topic: str) -> None:
         config = client_config({})
         self.topic, self.admin = topic, AdminClient(admin_config(config))
-        ensure_topic(config, topic, 3, REPLICATION_FACTOR, TOPIC_CONFIG)
+        ensure_topics(config, NewTopic(topic, 3, REPLICATION_FACTOR, config=TOPIC_CONFIG))
         reader = {"group.id": "bench", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}  # read_committed
         self.consumer = Consumer(admin_config(config) | reader)
         self.consumer.assign([TopicPartition(topic, partition, 0) for partition in range(3)])

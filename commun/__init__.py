@@ -2,5 +2,6 @@
 
 - ``cli`` : analyse des options en français, arrêt propre, codes de sortie ;
 - ``settings`` : environnement et valeurs par défaut de la pile locale ;
-- ``kafka`` : variables ``KAFKA_…``, attente de Kafka, création d'un topic, lettres mortes.
+- ``kafka`` : variables ``KAFKA_…``, attente de Kafka, création d'un topic, lettres mortes ;
+- ``transaction`` : transactions Kafka et positions écrites avec les lignes.
 """

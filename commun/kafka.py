@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -23,6 +23,7 @@ _KUBERNETES = ("PORT", "SERVICE_")
 ADMIN_SECONDS = 10.0
 # Une lettre morte pèse ses en-têtes de plus que le message d'origine : sa file accepte le double du défaut (1 Mo).
 DEAD_LETTER_BYTES = 2_097_152
+DEAD_LETTER_TOPIC = {"retention.ms": "-1", "min.insync.replicas": "2", "max.message.bytes": str(DEAD_LETTER_BYTES)}
 
 Config = dict[str, Any]
 Headers = list[tuple[str, str | bytes | None]]
@@ -81,30 +82,25 @@ class Outage:
             log.error("Kafka refuse la connexion : %s", error.str())
 
 
-def ensure_topic(
-    config: Config, topic: str, partitions: int, replication_factor: int, topic_config: Mapping[str, str] | None = None
-) -> None:
-    """Crée ``topic`` s'il manque, avec les réglages ``topic_config`` ; un topic existant reste tel qu'il est.
+def ensure_topics(config: Config, *topics: NewTopic) -> None:
+    """Crée ceux des ``topics`` qui manquent ; un topic existant reste tel qu'il est.
 
     Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
-    au bout de ADMIN_SECONDS ou refuse la création.
+    au bout de ADMIN_SECONDS ou refuse une création.
     """
     admin = connect(AdminClient, admin_config(config))
     try:
         known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
-    if topic in known:
-        return
-    request = NewTopic(
-        topic, num_partitions=partitions, replication_factor=replication_factor, config=dict(topic_config or {})
-    )
-    try:
-        admin.create_topics([request], request_timeout=ADMIN_SECONDS)[topic].result()
-        log.info("Topic %s créé : %d partitions, %d copies.", topic, partitions, replication_factor)
-    except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
+    missing = [topic for topic in topics if topic.topic not in known]
+    for name, outcome in admin.create_topics(missing, request_timeout=ADMIN_SECONDS).items() if missing else ():
+        try:
+            outcome.result()
+            log.info("Topic %s créé.", name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise PipelineError(f"Kafka refuse de créer le topic {name} : {error.args[0].str()}.") from error
 
 
 def admin_config(config: Mapping[str, Any]) -> Config:
@@ -142,31 +138,11 @@ def rewind(consumer: Consumer, partitions: list[TopicPartition]) -> None:
     consumer.incremental_assign(partitions)
 
 
-def dead_letter(producer: Producer, topic: str, message: Message, reason: str) -> None:
-    """Range ``message`` tel quel dans ``topic``, avec la raison et l'origine en en-têtes.
-
-    La file du producteur est attendue si elle est pleine ; l'appelant doit encore
-    s'assurer de la livraison (``flush``) avant d'avancer sa position. Un refus définitif de
-    Kafka lève PipelineError, de cet appel ou de ``flush`` : rien n'est jeté en silence.
-    """
-
-    def on_delivery(error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            raise PipelineError(
-                f"Kafka refuse une lettre morte dans {topic} : {error.str()}. Sa position n'avance pas."
-            )
-
+def dead_letter_of(message: Message, reason: str) -> Headers:
+    """En-têtes de la lettre morte d'un message Kafka : les siens, la raison, et la place d'où il vient."""
     origin = place(message)
-    headers = [
-        *(message.headers() or []),
-        *dead_letter_headers(reason, topic=origin.topic, partition=origin.partition, offset=origin.offset),
-    ]
-    while True:
-        try:
-            producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=on_delivery)
-            return
-        except BufferError:
-            producer.poll(0.1)
+    fields = {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset}
+    return [*(message.headers() or []), *dead_letter_headers(reason, **fields)]
 
 
 def dead_letter_headers(reason: str, **origin: object) -> Headers:

@@ -4,14 +4,30 @@ Une position écrite dans la transaction des lignes qu'elle suit est lisible ave
 tout : la relire après une coupure dit exactement ce qui est parti.
 """
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from commun.cli import Stop
 from commun.errors import PipelineError
 from commun.kafka import Config, admin_config, connect
 
+log = logging.getLogger("pipeline")
+T = TypeVar("T")
+
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
+QUIET_SECONDS = 5.0  # silence de Kafka dont on ne parle pas encore
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
+# Refus que le temps n'arrange pas.
+HOPELESS = (
+    KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError._UNKNOWN_TOPIC, KafkaError.POLICY_VIOLATION,
+    KafkaError.INVALID_RECORD,
+)  # fmt: skip
 
 POSITIONS_CONFIG = {
     "cleanup.policy": "compact",  # Kafka garde la dernière position de chaque source
@@ -19,73 +35,88 @@ POSITIONS_CONFIG = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 _READER = {
-    "group.id": "positions",  # exigé par le client ; rien n'y est validé
+    "group.id": "read-topic",  # exigé par le client ; rien n'y est validé
     "enable.auto.commit": False,
-    "isolation.level": "read_committed",
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 10,  # la fin de la partition se sait tout de suite
     "fetch.queue.backoff.ms": 10,
 }
-_ABSENT = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._UNKNOWN_PARTITION)
 
 
 class Stopped(Exception):
     """L'arrêt est demandé et Kafka ne répond pas : ce qui n'est pas confirmé repartira la prochaine fois."""
 
 
-def open_producer(config: Config, stop: Stop) -> Producer:
-    """Un producteur qui prend la place du précédent (même ``transactional.id``), et annule sa transaction en cours."""
-    producer: Producer = connect(Producer, config)
+def patiently(call: Callable[[], T], stop: Stop) -> T:
+    """``call()``, répété jusqu'à ce que Kafka réponde ; le dit une fois s'il tarde.
+
+    Lève Stopped si l'arrêt vient avant, KafkaException si répéter n'y changera rien.
+    """
+    since, said = time.monotonic(), False
     while True:
         try:
-            producer.init_transactions(CALL_SECONDS)
-            return producer
-        except KafkaException as error:
-            if not error.args[0].retriable():
-                raise PipelineError(f"Kafka refuse une transaction : {error.args[0].str()}.") from error
-            if stop:
-                raise Stopped from None
-
-
-def commit(producer: Producer, stop: Stop) -> None:
-    """Valide la transaction, en attendant Kafka s'il le faut. Lève KafkaException si elle est à annuler."""
-    while True:
-        try:
-            return producer.commit_transaction(CALL_SECONDS)
+            result = call()
+            if said:
+                log.info("Kafka confirme de nouveau.")
+            return result
         except KafkaException as error:
             if not error.args[0].retriable():
                 raise
             if stop:
                 raise Stopped from None
+            if not said and time.monotonic() - since > QUIET_SECONDS:
+                said = True
+                log.warning("Kafka ne confirme plus rien : j'attends son retour, rien n'est perdu.")
+
+
+def open_producer(config: Config, stop: Stop) -> Producer:
+    """Un producteur qui prend la place du précédent (même ``transactional.id``), et annule sa transaction en cours."""
+    producer: Producer = connect(Producer, config)
+    try:
+        patiently(lambda: producer.init_transactions(CALL_SECONDS), stop)
+    except KafkaException as error:
+        raise PipelineError(f"Kafka refuse une transaction : {error.args[0].str()}.") from error
+    return producer
+
+
+def commit(producer: Producer, stop: Stop) -> None:
+    """Valide la transaction, en attendant Kafka s'il le faut. Lève KafkaException si elle est à annuler."""
+    patiently(lambda: producer.commit_transaction(CALL_SECONDS), stop)
 
 
 def load_positions(config: Config, topic: str, stop: Stop) -> dict[str, bytes]:
-    """Dernière valeur confirmée de chaque clé de ``topic`` (une partition).
+    """Dernière valeur confirmée de chaque clé de ``topic`` (une partition). Voir ``read_topic``."""
+    return {(m.key() or b"").decode(): m.value() or b"" for m in read_topic(config, topic, [0], stop)}
 
-    Attend la fin des transactions en cours dans ``topic`` : s'arrêter à la première encore ouverte
-    donnerait des positions périmées. Kafka absent, attend son retour ; lève Stopped si l'arrêt vient avant.
+
+def read_topic(
+    config: Config, topic: str, partitions: Iterable[int], stop: Stop | None = None, isolation: str = "read_committed"
+) -> Iterator[Message]:
+    """Les messages de ``topic``, jusqu'à la fin qu'il a maintenant ; dans l'ordre de chaque partition.
+
+    Attend la fin des transactions en cours : Kafka répond à une validation avant que ses lecteurs ne
+    la voient. Kafka absent, attend son retour ; lève Stopped si l'arrêt vient avant.
     """
-    reader = admin_config(config) | _READER
-    reached, end = _bounds(reader, TopicPartition(topic, 0), stop)
+    reader = admin_config(config) | _READER | {"isolation.level": isolation}
+    bounds = {partition: _bounds(reader, TopicPartition(topic, partition), stop) for partition in partitions}
+    ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
     consumer = connect(Consumer, reader)
-    found: dict[str, bytes] = {}
     try:
-        consumer.assign([TopicPartition(topic, 0, reached)])
-        while reached < end:
+        consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
+        while ends:
             for message in consumer.consume(1000, 0.05):
                 error = message.error()
                 if error is None:
-                    found[message.key().decode()] = message.value()
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    reached = message.offset()  # au-delà des marques de fin de transaction, qui sont invisibles
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF and message.offset() >= ends.get(message.partition(), 0):
+                    ends.pop(message.partition(), None)  # les marques de fin de transaction, invisibles, sont passées
             if stop:
                 raise Stopped
     finally:
         consumer.close()
-    return found
 
 
-def _bounds(reader: Config, partition: TopicPartition, stop: Stop) -> tuple[int, int]:
+def _bounds(reader: Config, partition: TopicPartition, stop: Stop | None) -> tuple[int, int]:
     """Début et fin de la partition, transactions encore ouvertes comprises."""
     consumer = connect(Consumer, reader | {"isolation.level": "read_uncommitted"})
     try:
@@ -94,7 +125,7 @@ def _bounds(reader: Config, partition: TopicPartition, stop: Stop) -> tuple[int,
                 low, high = consumer.get_watermark_offsets(partition, timeout=CALL_SECONDS)
                 return int(low), int(high)
             except KafkaException as error:
-                if error.args[0].code() not in _ABSENT and not error.args[0].retriable():
+                if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                     raise PipelineError(f"Kafka refuse de lire {partition.topic} : {error.args[0].str()}.") from error
                 if stop:
                     raise Stopped from None

@@ -23,9 +23,10 @@ from datetime import datetime
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
-from commun.kafka import client_config, connect, ensure_topic, place, readable, rewind
+from commun.kafka import client_config, connect, ensure_topics, place, readable, rewind
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_options(argv)
     stop = Stop()
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
-    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
+    ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
     consumer = connect(Consumer, config)
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
     try:

@@ -21,26 +21,23 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from commun.cli import Stop
 from commun.errors import PipelineError
 from commun.kafka import Config, Headers, dead_letter_headers
-from commun.transaction import CALL_SECONDS, FENCED, Stopped, commit, load_positions, open_producer
+from commun.transaction import (
+    CALL_SECONDS,
+    FENCED,
+    FENCED_SECONDS,
+    HOPELESS,
+    Stopped,
+    commit,
+    load_positions,
+    open_producer,
+)
 from exercice1.csv_tail import Chunk, Options
 from exercice1.follow import Follower, Saved
 
 log = logging.getLogger("pipeline")
 
 TRANSACTION_SECONDS = 0.5  # une transaction dure au plus ce temps : ce qu'un gros fichier fait attendre à ses lecteurs
-FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
 DETAILED_REJECTS = 5  # refus détaillés dans le journal, par morceau de fichier
-
-# Refus que le temps n'arrange pas.
-HOPELESS = (
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError.INVALID_RECORD,
-)
 
 
 class Fenced(Exception):

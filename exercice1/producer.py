@@ -26,9 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka.cimpl import NewTopic
+
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import client_config, ensure_topic
+from commun.kafka import client_config, ensure_topics
 from commun.transaction import POSITIONS_CONFIG, Stopped
 from exercice1 import csv_tail
 from exercice1.csv_tail import Options
@@ -240,9 +242,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_options(argv)
     stop = Stop()
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
-    ensure_topic(config, f"{args.topic}-dlq", 1, REPLICATION_FACTOR, TOPIC_CONFIG)
-    ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, POSITIONS_CONFIG)
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(f"{args.topic}-positions", 1, REPLICATION_FACTOR, config=POSITIONS_CONFIG),
+    )
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
     with closing(Watch(config, args, stop)) as watched:
         try:

@@ -4,9 +4,9 @@
     python chaos.py --seconds 60 --seed 7  toujours les mêmes pannes, dans le même ordre
 
 Un producteur envoie à un rythme régulier, trois consommateurs valident avec --exactly-once. Au hasard :
-un broker tué, deux à la fois, un consommateur tué, le producteur tué, un consommateur gelé plus longtemps
-que sa session, les chefs de partition déplacés. À la fin, tout est relancé, et le topic de sortie est
-relu en read_committed.
+un broker tué, deux à la fois, un broker gelé plus longtemps que sa session, les chefs de partition déplacés,
+un consommateur tué, un autre gelé plus longtemps que sa session, le producteur tué ou gelé. À la fin, tout
+est relancé, et le topic de sortie est relu en read_committed.
 Garantit : le code de sortie est 0 si chaque transaction confirmée y est exactement une fois, dans l'ordre
 de son compte ; 1 sinon, avec le nombre de perdues, de doublées et de mal rangées.
 Ne garantit pas : de laisser vos serveurs tranquilles. Il tue ceux de « python -m services ».
@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from confluent_kafka import Consumer, ElectionType, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
+from commun.transaction import Stopped, read_topic
 from exercice2.transactions import number_of
 
 log = logging.getLogger("pipeline")
@@ -42,7 +43,7 @@ log = logging.getLogger("pipeline")
 FOLDER = Path(__file__).resolve().parent
 BROKERS = ("kafka1", "kafka2", "kafka3")
 CONSUMERS = 3
-FREEZE_SECONDS = 9.0  # plus que la session d'un consommateur (6 s)
+FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
 SETTLE_SECONDS = 5.0
 DRAIN_SECONDS = 180.0  # patience, à la fin, pour que tout soit validé
 
@@ -109,8 +110,8 @@ class Chaos:
     def break_things(self) -> None:
         """Une panne après l'autre, jusqu'à la fin du temps."""
         kinds: list[Callable[[], None]] = [
-            self.one_broker, self.two_brokers, self.kill_consumer, self.kill_producer, self.freeze_consumer,
-            self.move_leaders,
+            self.one_broker, self.two_brokers, self.freeze_broker, self.move_leaders,
+            self.kill_consumer, self.freeze_consumer, self.kill_producer, self.freeze_producer,
         ]  # fmt: skip
         deadline = time.monotonic() + self.args.seconds
         self.dice.shuffle(kinds)
@@ -139,6 +140,13 @@ class Chaos:
         for name in dead:
             services("restart", name)
 
+    def freeze_broker(self) -> None:
+        """Un broker gelé plus longtemps que sa session"""
+        name = self.dice.choice(BROKERS)
+        services("pause", name)
+        self.stop.wait(FREEZE_SECONDS)
+        services("resume", name)
+
     def kill_consumer(self) -> None:
         """Un consommateur tué"""
         self._kill(self.dice.choice(self.consumers))
@@ -154,7 +162,13 @@ class Chaos:
 
     def freeze_consumer(self) -> None:
         """Un consommateur gelé plus longtemps que sa session"""
-        script = self.dice.choice(self.consumers)
+        self._freeze(self.dice.choice(self.consumers))
+
+    def freeze_producer(self) -> None:
+        """Le producteur gelé"""
+        self._freeze(self.producer)
+
+    def _freeze(self, script: Script) -> None:
         script.send(signal.SIGSTOP)
         self.stop.wait(FREEZE_SECONDS)
         script.send(signal.SIGCONT)
@@ -189,23 +203,11 @@ class Chaos:
 
     def read(self, topic: str) -> list[list[str]]:
         """Identifiants lisibles en read_committed, partition par partition, dans l'ordre."""
-        config = self.config | {"group.id": "chaos", "enable.auto.commit": False, "enable.partition.eof": True}
-        consumer = Consumer(config | {"fetch.wait.max.ms": 10, "fetch.queue.backoff.ms": 10})
-        try:
-            count = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-            consumer.assign([TopicPartition(topic, partition, 0) for partition in range(count)])
-            found: list[list[str]] = [[] for _ in range(count)]
-            ended: set[int] = set()
-            while len(ended) < count and not self.stop:
-                for message in consumer.consume(10_000, 0.1):
-                    error, partition = message.error(), message.partition() or 0
-                    if error is None:
-                        found[partition].append(msgspec.json.decode(message.value() or b"", type=Identified).id)
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        ended.add(partition)
-            return found
-        finally:
-            consumer.close()
+        partitions = AdminClient(self.config).list_topics(topic, timeout=30).topics[topic].partitions
+        found: list[list[str]] = [[] for _ in partitions]
+        for message in read_topic(self.config, topic, partitions, self.stop):
+            found[message.partition() or 0].append(msgspec.json.decode(message.value() or b"", type=Identified).id)
+        return found
 
     def close(self) -> None:
         """Termine les scripts qui restent."""
@@ -288,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("Fin des pannes : tout est relancé, puis compté.")
         confirmed = chaos.settle()
         report(chaos, confirmed, judge(confirmed, chaos.read(chaos.output)))
+    except Stopped:
+        raise PipelineError("Arrêté avant les comptes.") from None
     finally:
         chaos.close()
     return 0

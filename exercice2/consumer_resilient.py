@@ -16,7 +16,6 @@ deux façons de valider dans sinks.py, les règles d'une transaction dans transa
 """
 
 import argparse
-import importlib
 import logging
 import time
 import uuid
@@ -24,32 +23,38 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, french_number, positive, run
-from commun.kafka import DEAD_LETTER_BYTES, client_config, connect, dead_letter_headers, ensure_topic, place, readable
+from commun.kafka import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTER_TOPIC,
+    client_config,
+    connect,
+    dead_letter_of,
+    ensure_topics,
+    place,
+    readable,
+)
 from commun.transaction import Stopped
 from exercice2.offsets import Offsets, Owned
+from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice2.sinks import Aborted, AtLeastOnce, ExactlyOnce, Sink
-from exercice2.transactions import InvalidTransaction, Transaction, parse, to_json
-from exercice2.work import TransientError
+from exercice2.starting_offsets import StartingOffsets, offsets_option, reset_option
+from exercice2.work import Outcome, do_work, load_work
 
 log = logging.getLogger("pipeline")
 
-TOPIC, VALID_TOPIC = "transactions-topic", "transactions-validees"
+VALID_TOPIC = "transactions-validees"
 GROUP = "transactions-consumer-group"
-PARTITIONS, REPLICATION_FACTOR = 6, 3
-TOPIC_CONFIG = {"retention.ms": "-1", "min.insync.replicas": "2"}
-DEAD_LETTER_CONFIG = TOPIC_CONFIG | {"max.message.bytes": str(DEAD_LETTER_BYTES)}
 BATCH_SIZE, BATCH_SECONDS = 500, 0.1
 COMMIT_MESSAGES, COMMIT_SECONDS = 100, 1.0  # au moins une fois : la place est validée tous les 100 messages, ou 1 s
 TRANSACTION_SECONDS = 0.5  # exactement une fois : au temps seulement, car une transaction coûte 30 ms
 TURN_SECONDS = 1.0  # un tour de travail ne commence plus de message après ce temps
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)  # attentes avant chaque nouvel essai d'un travail ; la dernière se répète
 REPORT_SECONDS = 5.0
-ADMIN_SECONDS = 5.0
 
 CONSUMER_CONFIG = {
     "enable.auto.commit": False,  # la place n'est validée qu'après le travail
@@ -78,18 +83,6 @@ GUARANTEED = (
     "enable.idempotence", "message.timeout.ms", "transaction.timeout.ms", "transactional.id",
 )  # fmt: skip
 
-Work = Callable[[Transaction], dict[str, object]]
-
-
-class Outcome(NamedTuple):
-    """Ce que le travail a donné pour un message : une sortie, un refus (``reason``), ou un essai raté (``retry``)."""
-
-    message: Message
-    key: str | None = None
-    output: bytes | None = None
-    reason: str | None = None
-    retry: str | None = None
-
 
 @dataclass
 class Counts:
@@ -113,33 +106,13 @@ class Counts:
         )
 
 
-def do_work(work: Work, messages: list[Message], go_on: Callable[[], bool]) -> list[Outcome]:
-    """Le travail de messages d'une même partition, dans l'ordre ; s'arrête au premier essai raté, ou à ``go_on``."""
-    outcomes: list[Outcome] = []
-    now = datetime.now(UTC)
-    for message in messages:
-        if not go_on():
-            break
-        try:
-            transaction = parse(message.value(), now)
-            outcomes.append(Outcome(message, transaction.compte, to_json(transaction, **work(transaction))))
-        except InvalidTransaction as error:
-            outcomes.append(Outcome(message, reason=str(error)))
-        except TransientError as error:
-            outcomes.append(Outcome(message, retry=str(error)))
-            break
-        except Exception as error:
-            outcomes.append(Outcome(message, reason=f"{type(error).__name__} : {error}"))
-    return outcomes
-
-
 class Worker:
     """Un membre du groupe : ses partitions, leurs places, la boucle."""
 
     def __init__(self, args: argparse.Namespace, consumer: Consumer, sink: Sink, stop: Stop) -> None:
         self.args, self.consumer, self.sink, self.stop = args, consumer, sink, stop
         self.offsets, self.counts = Offsets(), Counts()
-        self.work: Work = args.work
+        self.start = StartingOffsets(args.reset, args.from_offsets)
         self.waiting: dict[Owned, float] = {}  # partitions en pause après un essai raté, et jusqu'à quand
         self.must_abort = False
         self.checkpoint_at = 0.0
@@ -153,7 +126,7 @@ class Worker:
         self.counts.rebalances += 1
         while partitions and not self.stop:
             try:
-                starts = [self._start(found) for found in consumer.committed(partitions, ADMIN_SECONDS)]
+                starts = self.start.find(consumer, partitions)
             except KafkaException as error:
                 log.debug("Places illisibles (%s), nouvel essai.", error.args[0].name())
                 continue
@@ -162,25 +135,6 @@ class Worker:
             consumer.incremental_assign(starts)
             log.info("Partitions reçues : %s.", ", ".join(str(start.partition) for start in starts))
             return
-
-    def _start(self, found: TopicPartition) -> TopicPartition:
-        """D'où lire : --from-offsets, sinon la place du groupe, sinon --reset."""
-        if found.error:
-            raise KafkaException(found.error)
-        chosen = self.args.from_offsets.get(found.partition, found.offset)
-        if chosen < 0:
-            chosen = self._reset(TopicPartition(found.topic, found.partition))
-        return TopicPartition(found.topic, found.partition, chosen)
-
-    def _reset(self, partition: TopicPartition) -> int:
-        if self.args.reset == "earliest":
-            return int(OFFSET_BEGINNING)
-        _, high = self.consumer.get_watermark_offsets(partition, timeout=ADMIN_SECONDS)
-        if self.args.reset != "latest":
-            partition.offset = int(self.args.reset.timestamp() * 1000)
-            (found,) = self.consumer.offsets_for_times([partition], timeout=ADMIN_SECONDS)
-            return int(found.offset) if found.offset >= 0 else int(high)
-        return int(high)
 
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Des partitions nous sont retirées, encore à nous : ce qui est fait est validé avant de les rendre."""
@@ -233,13 +187,13 @@ class Worker:
             owned = self.offsets.owned.get(message.partition() or 0)
             if owned and place(message).offset >= owned.done:
                 by_partition.setdefault(owned, []).append(message)
-        deadline = time.monotonic() + TURN_SECONDS
+        deadline, now = time.monotonic() + TURN_SECONDS, datetime.now(UTC)
 
         def go_on() -> bool:
             return not self.stop and time.monotonic() < deadline
 
         def task() -> list[list[Outcome]]:
-            return [do_work(self.work, group, go_on) for group in by_partition.values()]
+            return [do_work(self.args.work, group, now, go_on) for group in by_partition.values()]
 
         found = self.without_leaving(task)
         for (owned, group), outcomes in zip(by_partition.items(), found, strict=True):
@@ -295,12 +249,11 @@ class Worker:
         """La sortie, ou la lettre morte, avec l'origine en en-têtes."""
         if reason:
             log.warning("Lettre morte (%d:%d) : %s", origin.partition, origin.offset, reason)
-            fields = {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset}
-            headers = [*(outcome.message.headers() or []), *dead_letter_headers(reason, **fields)]
+            headers = dead_letter_of(outcome.message, reason)
             self.sink.write(f"{self.args.topic}-dlq", outcome.message.value(), outcome.message.key(), headers)
         else:
             headers = [("source.partition", b"%d" % origin.partition), ("source.offset", b"%d" % origin.offset)]
-            self.sink.write(self.args.output, outcome.output, (outcome.key or "").encode(), headers)
+            self.sink.write(self.args.output, outcome.output, outcome.key.encode(), headers)
 
     def wake(self, now: float) -> None:
         """Rend la parole aux partitions dont l'attente est finie."""
@@ -354,31 +307,6 @@ class Worker:
 # --- Options ---
 
 
-def _reset(text: str) -> str | datetime:
-    if text in ("earliest", "latest"):
-        return text
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} : earliest, latest ou une date ISO (2026-01-31T08:00Z)") from None
-
-
-def _offsets(text: str) -> dict[int, int]:
-    try:
-        return {int(partition): int(offset) for partition, offset in (pair.split(":") for pair in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} : écrivez PARTITION:OFFSET,… (0:1500,3:12)") from None
-
-
-def _work(text: str) -> Work:
-    module, _, name = text.partition(":")
-    try:
-        work: Work = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} : écrivez MODULE:FONCTION ({error})") from None
-    return work
-
-
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
@@ -391,11 +319,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
                   help="membre permanent : relancé avant 6 s, il retrouve ses partitions")  # fmt: skip
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages traités")
     parser.option("--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message")
-    parser.option("--reset", type=_reset, default="earliest", metavar="earliest|latest|DATE",
+    parser.option("--reset", type=reset_option, default="earliest", metavar="earliest|latest|DATE",
                   help="d'où lit un groupe qui n'a pas encore de place")  # fmt: skip
-    parser.option("--from-offsets", type=_offsets, default={}, metavar="PARTITION:OFFSET,…",
+    parser.option("--from-offsets", type=offsets_option, default={}, metavar="PARTITION:OFFSET,…",
                   help="relit à partir de ces places, quelle que soit celle du groupe")  # fmt: skip
-    parser.option("--work", type=_work, default="exercice2.work:enrich", metavar="MODULE:FONCTION",
+    parser.option("--work", type=load_work, default="exercice2.work:enrich", metavar="MODULE:FONCTION",
                   help="le travail à faire sur chaque transaction")  # fmt: skip
     parser.option("--max-attempts", type=positive(), default=5, help="essais d'un travail avant la lettre morte")
     return parser.parse(argv)
@@ -408,12 +336,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     identity = {"group.id": args.group} | ({"group.instance.id": args.instance_id} if args.instance_id else {})
     config = client_config(CONSUMER_CONFIG | identity, GUARANTEED, args.bootstrap_servers)
     producer_config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    for topic, partitions, settings in (
-        (args.topic, PARTITIONS, TOPIC_CONFIG),
-        (args.output, PARTITIONS, TOPIC_CONFIG),
-        (f"{args.topic}-dlq", 1, DEAD_LETTER_CONFIG),
-    ):
-        ensure_topic(config, topic, partitions, REPLICATION_FACTOR, settings)
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(args.output, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+    )
     consumer = connect(Consumer, config)
     worker = None
     try:

@@ -13,51 +13,33 @@ Ensuite : consumer_resilient.py traite ce qui est renvoyé, comme le reste.
 import argparse
 import json
 import logging
-import sys
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message
+from confluent_kafka.admin import AdminClient
 
 from commun.cli import Parser, Stop, run
 from commun.errors import PipelineError
-from commun.kafka import START_HINT, Config, admin_config, client_config, connect
-from commun.transaction import Stopped, commit, open_producer
+from commun.kafka import START_HINT, Config, admin_config, client_config
+from commun.transaction import Stopped, commit, open_producer, read_topic
 from exercice2.producer_resilient import GUARANTEED, PRODUCER_CONFIG, TOPIC
 from exercice2.transactions import InvalidTransaction, parse, to_json
 
 log = logging.getLogger("pipeline")
 
-READ_SECONDS = 30.0
 
-
-def read_letters(config: Config, topic: str, stop: Stop) -> list[Message]:
-    """Toutes les lettres de ``topic``, dans l'ordre. Lève PipelineError si Kafka ne répond pas."""
-    reader = {"group.id": "dead-letters", "enable.auto.commit": False, "enable.partition.eof": True}
-    consumer = connect(Consumer, admin_config(config) | reader)
-    found: list[Message] = []
-    deadline = time.monotonic() + READ_SECONDS
+def read_letters(config: Config, topic: str, stop: Stop) -> Iterator[Message]:
+    """Les lettres de ``topic``, dans l'ordre. Lève PipelineError si Kafka ne répond pas."""
     try:
-        known = consumer.list_topics(timeout=10).topics
-        ends = len(known[topic].partitions) if topic in known else 0
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(ends)])
-        while ends and not stop:
-            for message in consumer.consume(1000, 0.1):
-                error = message.error()
-                if error is None:
-                    found.append(message)
-                ends -= error is not None and error.code() == KafkaError._PARTITION_EOF
-            if time.monotonic() > deadline:
-                raise PipelineError(f"La fin de {topic} n'arrive pas : Kafka répond-il ?")
-        return found
+        known = AdminClient(admin_config(config)).list_topics(timeout=10).topics
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
-    finally:
-        consumer.close()
+    return read_topic(config, topic, known[topic].partitions if topic in known else [], stop)
 
 
 def as_line(message: Message) -> dict[str, Any]:
@@ -119,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         resend(config, args.topic, letters, stop)
         log.info("%d transactions renvoyées dans %s.", len(letters), args.topic)
         return 0
-    for message in read_letters(config, f"{args.topic}-dlq", stop):
-        print(json.dumps(as_line(message), ensure_ascii=False), file=sys.stdout)
+    with suppress(Stopped):
+        for message in read_letters(config, f"{args.topic}-dlq", stop):
+            print(json.dumps(as_line(message), ensure_ascii=False))
     return 0
 
 

@@ -11,25 +11,43 @@ même commande ne double rien. Deux brokers morts sur trois : il attend leur ret
 Ne garantit pas : l'envoi de ce qui suit l'arrêt. Arrêté avant la fin, il sort avec le code 1 et dit
 combien de transactions ne sont pas confirmées ; la même commande les enverra.
 Ensuite : consumer_resilient.py lit ce topic. La transaction est dans transactions.py, la lecture du
-fichier et les positions dans sources.py.
+fichier dans sources.py, les comptes dans deliveries.py.
 """
 
 import argparse
-import json
 import logging
 import secrets
 import time
-from collections import Counter
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, french_number, positive, run
+from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
-from commun.kafka import Config, Headers, client_config, dead_letter_headers, ensure_topic
-from commun.transaction import FENCED, POSITIONS_CONFIG, Stopped, commit, load_positions, open_producer
+from commun.kafka import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTER_TOPIC,
+    Config,
+    Headers,
+    client_config,
+    dead_letter_headers,
+    ensure_topics,
+)
+from commun.transaction import (
+    FENCED,
+    FENCED_SECONDS,
+    HOPELESS,
+    POSITIONS_CONFIG,
+    Stopped,
+    commit,
+    load_positions,
+    open_producer,
+)
+from exercice2.deliveries import Deliveries
 from exercice2.sources import CsvFile, Generated, Item, Saved, Source
 from exercice2.transactions import to_json
 
@@ -57,92 +75,44 @@ PRODUCER_CONFIG = {
     "linger.ms": 20,  # 20 ms d'attente font des lots : bien moins de requêtes
     "batch.size": 1_000_000,
     "compression.type": "lz4",
+    "message.max.bytes": DEAD_LETTER_BYTES,
     "queue.buffering.max.messages": 50_000,  # borne la mémoire ; file pleine, la lecture ralentit
     "statistics.interval.ms": 1_000,  # d'où l'on tire le nombre de renvois
 }
 GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms")
 
 
-class Deliveries:
-    """Ce que Kafka a répondu : un rappel par message, et les statistiques du client."""
-
-    def __init__(self) -> None:
-        self.sent = self.confirmed = self.rejected = self.again = 0
-        self.partitions: Counter[int] = Counter()
-        self.milliseconds: Counter[int] = Counter()  # délais de confirmation, arrondis : un histogramme
-        self.waiting: Counter[int] = Counter()  # par partition, écrits mais pas encore validés
-        self._retries: dict[str, int] = {}
-
-    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Un message est écrit sur les copies synchronisées, ou abandonné avec sa transaction."""
-        if error is None:
-            self.waiting[message.partition() or 0] += 1
-            self.milliseconds[round((message.latency() or 0) * 1000)] += 1
-
-    def on_stats(self, text: str) -> None:
-        """Statistiques de librdkafka : renvois de chaque broker, depuis que ce client est né."""
-        stats = json.loads(text)
-        self._retries[stats["name"]] = sum(broker["txretries"] for broker in stats["brokers"].values())
-
-    @property
-    def retries(self) -> int:
-        """Requêtes renvoyées par le client, depuis le début."""
-        return sum(self._retries.values())
-
-    def on_commit(self, rows: int, rejected: int) -> None:
-        """La transaction est validée : ce qui était écrit est confirmé."""
-        self.confirmed += rows
-        self.rejected += rejected
-        self.partitions += self.waiting
-        self.waiting.clear()
-
-    def on_abort(self, rows: int) -> None:
-        """La transaction est annulée : ses lignes repartiront."""
-        self.again += rows
-        self.waiting.clear()
-
-    def percentile(self, share: float) -> int:
-        """Délai de confirmation (ms) que ``share`` des messages ne dépassent pas."""
-        rank, seen = share * self.milliseconds.total(), 0
-        for delay, count in sorted(self.milliseconds.items()):
-            seen += count
-            if seen >= rank:
-                return delay
-        return 0
-
-    def __str__(self) -> str:
-        return (
-            f"{french_number(self.sent)} envoyées, {french_number(self.confirmed)} confirmées, "
-            f"{self.rejected} lettres mortes, {self.again} reparties, {self.retries} renvois du client, "
-            f"délai p50 {self.percentile(0.5)} ms, p99 {self.percentile(0.99)} ms"
-        )
-
-
 class Sender:
-    """Envoie une source : des lignes et la position qui les suit dans une même transaction Kafka."""
+    """Envoie une source : des lignes et la position qui les suit dans une même transaction Kafka.
+
+    À chaque démarrage, une transaction sans ligne signe la position : la session dit qui envoie cette source.
+    """
 
     def __init__(self, config: Config, args: argparse.Namespace, source: Source, stop: Stop) -> None:
         self.args, self.source, self.stop = args, source, stop
         self.deliveries = Deliveries()
+        self.session = uuid.uuid4().hex
         # Un second producteur de la même source prend la place du premier, dont les écritures sont refusées.
-        self._config = config | {
-            "transactional.id": f"{args.topic}:{source.name}", "stats_cb": self.deliveries.on_stats
-        }  # fmt: skip
+        identity = {"transactional.id": f"{args.topic}:{source.name}", "stats_cb": self.deliveries.on_stats}
+        self._config = config | identity
         self._positions = f"{args.topic}-positions"
-        self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
+        self._refusal: KafkaError | None = None
         self._items: Iterator[Item] = iter(())
-        self._resume()
+        self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
 
     def run(self) -> None:
         """Envoie tout, transaction après transaction, jusqu'à la fin de la source ou l'arrêt."""
         reported = time.monotonic()
-        more = True
+        ready, more = False, True
         while more and not self.stop:
             try:
+                if not ready:
+                    self._start()
+                    ready = True
                 more = self._one_transaction()
             except KafkaException as error:
-                self._recover(error.args[0])
-                more = True
+                self._abandon(error.args[0])
+                ready = False
             if time.monotonic() - reported > REPORT_SECONDS:
                 log.info("%s", self.deliveries)
                 reported = time.monotonic()
@@ -150,9 +120,8 @@ class Sender:
     def _one_transaction(self) -> bool:
         """Des lignes pendant COMMIT_SECONDS, leur position, la validation ; faux à la fin de la source."""
         deadline = time.monotonic() + COMMIT_SECONDS
-        sent = rejected = 0
-        more = True
-        while more and sent + rejected < COMMIT_ROWS and time.monotonic() < deadline and not self.stop:
+        start, rejected, more = self.taken, 0, True
+        while more and self.taken - start < COMMIT_ROWS and time.monotonic() < deadline and not self.stop:
             wait = self.source.due(self.taken + 1) - time.time()
             if wait > 0:
                 self._producer.poll(min(wait, COMMIT_SECONDS / 5))
@@ -160,18 +129,15 @@ class Sender:
             item = next(self._items, None)
             if item is None:
                 more = False
-                break
-            if not sent + rejected:
+                continue
+            if self.taken == start:
                 self._producer.begin_transaction()
             self.taken += 1
+            rejected += item.transaction is None
             self._send(item)
-            sent, rejected = sent + (not item.reason), rejected + bool(item.reason)
-        if sent + rejected:
-            saved = self.source.mark(self.taken)
-            self._produce(self._positions, msgspec.json.encode(saved), self.source.name)
-            self._commit()
-            self.rows = self.taken
-            self.deliveries.on_commit(sent, rejected)
+        if self.taken > start:
+            self._sign_and_commit()
+            self.deliveries.on_commit(rejected)
         return more
 
     def _send(self, item: Item) -> None:
@@ -181,14 +147,12 @@ class Sender:
             self._produce(f"{self.args.topic}-dlq", item.raw, None, headers)
         else:
             self.deliveries.sent += 1
-            key = str(getattr(item.transaction, self.args.key))
-            self._produce(self.args.topic, to_json(item.transaction), key)
+            self._produce(self.args.topic, to_json(item.transaction), str(getattr(item.transaction, self.args.key)))
 
     def _produce(self, topic: str, value: bytes, key: str | None, headers: Headers | None = None) -> None:
-        callback = self.deliveries.on_delivery if topic == self.args.topic else None
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=callback)
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
                 self._producer.poll(0)  # sert les rappels
                 return
             except BufferError:  # file pleine : on attend qu'elle se vide, le même message repart
@@ -196,12 +160,23 @@ class Sender:
                     raise Stopped from None
                 self._producer.poll(0.1)
 
-    def _commit(self) -> None:
-        """Valide ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka pour confirmer ce qui est en vol."""
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Un message est écrit sur les copies synchronisées, ou abandonné avec sa transaction."""
+        if error is None and message.topic() == self.args.topic:
+            self.deliveries.on_written(message.partition() or 0, message.latency() or 0.0)
+        elif error is not None and error.code() in HOPELESS:
+            self._refusal = error
+
+    def _sign_and_commit(self) -> None:
+        """La position, signée, puis la validation ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka."""
+        saved = self.source.mark(self.taken, self.session)
+        self._produce(self._positions, msgspec.json.encode(saved), self.source.name)
         deadline = None
         while True:
             try:
-                return commit(self._producer, self.stop)
+                commit(self._producer, self.stop)
+                self.rows = self.taken
+                return
             except Stopped:
                 deadline = deadline or time.monotonic() + STOP_SECONDS
                 if time.monotonic() > deadline:
@@ -209,45 +184,40 @@ class Sender:
 
     # --- Reprendre : la position écrite dans Kafka fait foi ---
 
-    def _recover(self, error: KafkaError) -> None:
-        if error.code() in FENCED and self._elsewhere():
-            raise PipelineError(f"Un autre producer_resilient.py envoie maintenant {self.source.name} : je m'arrête.")
-        lost = self.taken - self.rows
-        log.warning("Transaction Kafka annulée (%s) : %d transactions vont repartir.", error.name(), lost)
-        self.deliveries.on_abort(lost)
-        self._producer.purge()
-        self._resume()
-
-    def _elsewhere(self) -> bool:
-        """Vrai si la position a avancé sans nous."""
-        return self._load().rows != self.rows
-
-    def _resume(self) -> None:
-        """Un producteur neuf, et la source à la position confirmée."""
+    def _start(self) -> None:
+        """Un producteur neuf, la source à la position confirmée, et la signature."""
         self._producer = open_producer(self._config, self.stop)
         saved = self._load()
         self._items = self.source.resume(saved)
         self.rows = self.taken = saved.rows
+        self._producer.begin_transaction()
+        self._sign_and_commit()
+
+    def _abandon(self, error: KafkaError) -> None:
+        """La transaction est annulée ; PipelineError si un autre a pris la place ou si Kafka refuse pour de bon."""
+        refusal = error if error.code() in HOPELESS else self._refusal
+        if refusal:
+            raise PipelineError(f"Kafka refuse une transaction : {refusal.str()}. La position n'avance pas.")
+        if error.code() in FENCED:
+            self.stop.wait(FENCED_SECONDS)
+            if self._load().session not in ("", self.session):
+                raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
+        log.warning("Transaction annulée (%s) : %d lignes vont repartir.", error.name(), self.taken - self.rows)
+        self.deliveries.on_abort()
+        self._producer.purge()
 
     def _load(self) -> Saved:
-        known = load_positions(self._config, self._positions, self.stop)
-        value = known.get(self.source.name)
+        value = load_positions(self._config, self._positions, self.stop).get(self.source.name)
         return msgspec.json.decode(value, type=Saved) if value else Saved()
 
 
 def finish(sender: Sender, topic: str) -> None:
     """Le bilan ; PipelineError si des lignes prises à la source ne sont pas confirmées."""
-    counts = sender.deliveries
-    log.info("Terminé : %s dans %s.", counts, topic)
-    if counts.partitions:
-        spread = ", ".join(
-            f"p{partition} {french_number(counts.partitions[partition])}" for partition in range(PARTITIONS)
-        )
-        log.info("Par partition : %s.", spread)
+    log.info("Terminé : %s, dans %s.", sender.deliveries, topic)
+    if sender.deliveries.partitions:
+        log.info("Par partition : %s.", sender.deliveries.spread(PARTITIONS))
     if missing := sender.taken - sender.rows:
-        raise PipelineError(
-            f"{missing} transactions ne sont pas confirmées : relancez la même commande, elles partiront."
-        )
+        raise PipelineError(f"{missing} lignes ne sont pas confirmées : relancez la même commande, elles partiront.")
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -286,15 +256,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_options(argv)
     stop = Stop()
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG)
-    ensure_topic(config, f"{args.topic}-dlq", 1, REPLICATION_FACTOR, TOPIC_CONFIG)
-    ensure_topic(config, f"{args.topic}-positions", 1, REPLICATION_FACTOR, POSITIONS_CONFIG)
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+        NewTopic(f"{args.topic}-positions", 1, REPLICATION_FACTOR, config=POSITIONS_CONFIG),
+    )
     source = open_source(args)
     log.info("Envoi de %s vers %s.", source.name, args.topic)
-    try:
-        sender = Sender(config, args, source, stop)
-    except Stopped:
-        raise PipelineError("Arrêt sans réponse de Kafka : rien n'est parti.") from None
+    sender = Sender(config, args, source, stop)
     try:
         sender.run()
     except Stopped:

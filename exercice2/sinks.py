@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from commun.cli import Stop
 from commun.errors import PipelineError
 from commun.kafka import Config, Headers, connect
-from commun.transaction import FENCED, Stopped, commit, open_producer
+from commun.transaction import CALL_SECONDS, FENCED, Stopped, commit, open_producer, patiently
 
 
 class Aborted(Exception):
@@ -97,7 +97,8 @@ class ExactlyOnce:
         """Voir Sink."""
         try:
             self._begin()
-            self._send_places(consumer, places)
+            group = consumer.consumer_group_metadata()
+            patiently(lambda: self.producer.send_offsets_to_transaction(places, group, CALL_SECONDS), self.stop)
             commit(self.producer, self.stop)
             self.open = False
         except KafkaException as error:
@@ -107,16 +108,6 @@ class ExactlyOnce:
         if not self.open:
             self.producer.begin_transaction()
             self.open = True
-
-    def _send_places(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        while True:
-            try:
-                return self.producer.send_offsets_to_transaction(places, consumer.consumer_group_metadata(), 5.0)
-            except KafkaException as error:
-                if not error.args[0].retriable():
-                    raise
-                if self.stop:
-                    raise Stopped from None
 
     def abort(self) -> None:
         """Voir Sink. Une transaction que Kafka a déjà condamnée se remplace par un producteur neuf."""

@@ -21,19 +21,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka.cimpl import NewTopic
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
-from commun.kafka import DEAD_LETTER_BYTES, client_config, connect, dead_letter, ensure_topic, place, readable, rewind
+from commun.kafka import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTER_TOPIC,
+    client_config,
+    connect,
+    dead_letter_of,
+    ensure_topics,
+    place,
+    readable,
+    rewind,
+)
 from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
+from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice3.ventes import InvalidVente, Vente, parse
 
 log = logging.getLogger("pipeline")
 
-TOPIC = "ventes-stream"
 GROUP = "ventes-consumer-group"
 BATCH_SIZE = 1000
 BATCH_SECONDS = 0.5  # un lot incomplet n'attend pas plus
@@ -133,9 +144,23 @@ def wait_paused(consumer: Consumer, seconds: float) -> None:
 
 
 def bury(producer: Producer, topic: str, rejected: Rejected, stop: Stop) -> bool:
-    """Range les messages refusés dans ``topic`` et attend leur confirmation ; faux si l'arrêt vient avant."""
+    """Range les messages refusés tels quels dans ``topic`` et attend leur confirmation ; faux si l'arrêt vient avant.
+
+    Un refus définitif de Kafka lève PipelineError : rien n'est jeté en silence.
+    """
+
+    def on_delivery(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            raise PipelineError(f"Kafka refuse une lettre morte : {error.str()}. Sa position n'avance pas.")
+
     for message, reason in rejected:
-        dead_letter(producer, topic, message, reason)
+        headers = dead_letter_of(message, reason)
+        while True:
+            try:
+                producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=on_delivery)
+                break
+            except BufferError:
+                producer.poll(0.1)
         log.warning("Lettre morte (partition %s, offset %s) : %s", message.partition(), message.offset(), reason)
     while rejected and producer.flush(1):
         if stop:
@@ -219,8 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
     producer_config = client_config(DEAD_LETTER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    ensure_topic(config, args.topic, partitions=6, replication_factor=3)
-    ensure_topic(config, args.topic + "-dlq", 1, 3, {"max.message.bytes": str(DEAD_LETTER_BYTES)})
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+    )
     with open_client() as client:
         collection = prepare(client)
         consumer, producer = connect(Consumer, config), connect(Producer, producer_config)

@@ -20,10 +20,11 @@ from datetime import datetime
 from decimal import Decimal
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import client_config, connect, ensure_topic
+from commun.kafka import client_config, connect, ensure_topics
 from exercice3.ventes import Vente, generate, to_json
 
 log = logging.getLogger("pipeline")
@@ -31,6 +32,7 @@ log = logging.getLogger("pipeline")
 TOPIC = "ventes-stream"
 PARTITIONS = 6
 REPLICATION_FACTOR = 3
+TOPIC_CONFIG = {"retention.ms": "-1"}  # rien ne s'efface au bout de sept jours
 REPORT_SECONDS = 5.0
 FLUSH_SECONDS = 30.0
 # Fin de la période d'une suite rejouable (--seed) : fixe, pour que les dates le soient aussi.
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     stop = Stop()
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    ensure_topic(config, args.topic, PARTITIONS, REPLICATION_FACTOR)
+    ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
     seed, clock = (secrets.randbits(32), datetime.now) if args.seed is None else (args.seed, lambda: REPLAY_END)
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
     producer = connect(Producer, config)

@@ -5,6 +5,7 @@
     python -m services status        qui tourne, sur quel port, depuis quand
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
+    python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
     python -m services restart kafka2
     python -m services reset         arrête tout et efface toutes les données
 
@@ -18,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -153,11 +155,11 @@ def alone(stack: Stack) -> Iterator[None]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options de la ligne de commande."""
     parser = Parser(__doc__, prog="python -m services")
-    commands = ("up", "down", "status", "logs", "kill", "restart", "reset", "lock")
+    commands = ("up", "down", "status", "logs", "kill", "pause", "resume", "restart", "reset", "lock")
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=NAMES, help=", ".join(NAMES))
     args = parser.parse(argv)
-    if (args.command in ("logs", "kill", "restart")) != (args.name is not None):
+    if (args.command in ("logs", "kill", "pause", "resume", "restart")) != (args.name is not None):
         parser.error(f"« {args.command} » {'attend un nom de service' if args.name is None else 'ne prend pas de nom'}")
     return args
 
@@ -179,6 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 down(stack)
             case "kill":
                 say(f"{args.name} (pid {Supervisor(stack).kill(args.name)}) est tué.")
+            case "pause":
+                say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGSTOP)}) est gelé.")
+            case "resume":
+                say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGCONT)}) est réveillé.")
             case "restart":
                 restart(stack, args.name)
             case "reset":

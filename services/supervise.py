@@ -77,13 +77,18 @@ class Supervisor:
 
     def kill(self, name: str) -> int:
         """Tue un service (SIGKILL), sans lui laisser une chance ; renvoie son pid."""
-        pid = int(self.states().get(name, {}).get("pid", 0))
-        if not pid:
-            raise PipelineError(f"{name} ne tourne pas : rien à tuer.")
-        os.killpg(pid, signal.SIGKILL)
+        pid = self.signal(name, signal.SIGKILL)
         deadline = time.monotonic() + 10
         while self.states()[name]["statename"] in RUNNING and time.monotonic() < deadline:
             time.sleep(0.05)
+        return pid
+
+    def signal(self, name: str, number: int) -> int:
+        """Envoie un signal à un service qui tourne ; renvoie son pid."""
+        pid = int(self.states().get(name, {}).get("pid", 0))
+        if not pid:
+            raise PipelineError(f"{name} ne tourne pas : pas de signal à lui envoyer.")
+        os.killpg(pid, number)
         return pid
 
     def shutdown(self) -> None:

@@ -17,11 +17,14 @@ from typing import Any
 
 import psycopg2
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from commun.kafka import admin_config, client_config
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
+from commun.transaction import read_topic
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 
@@ -116,32 +119,9 @@ class Scripts:
     @staticmethod
     def messages(topic: str, isolation: str = "read_committed") -> list[Message]:
         """Tous les messages d'un topic, dans l'ordre de chaque partition."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers(),
-                "group.id": "tests",
-                "enable.auto.commit": False,
-                "isolation.level": isolation,
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 10,
-            }
-        )
-        try:
-            partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-            consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
-            found: list[Message] = []
-            ended: set[int | None] = set()
-            deadline = time.monotonic() + 60
-            while len(ended) < len(partitions):
-                assert time.monotonic() < deadline, f"la fin de {topic} n'arrive pas : {len(found)} messages lus"
-                for message in consumer.consume(1000, 0.1):
-                    if message.error() is None:
-                        found.append(message)
-                    else:
-                        ended.add(message.partition())
-            return found
-        finally:
-            consumer.close()
+        config = client_config({})
+        partitions = AdminClient(admin_config(config)).list_topics(topic, timeout=20).topics[topic].partitions
+        return list(read_topic(config, topic, partitions, isolation=isolation))
 
     def letters(self, topic: str) -> list[tuple[bytes | None, dict[str, str]]]:
         """Valeur et en-têtes de chaque message d'un topic de lettres mortes."""

@@ -63,7 +63,7 @@ def expected(count: int) -> Counter[str]:
 def test_sample_file_twice(lab2: Lab2) -> None:
     """Le fichier fourni part en entier ; renvoyé, il ne double rien ; une clé va dans une seule partition."""
     first = lab2.run("producer_resilient")
-    assert "3 000 envoyées, 3 000 confirmées, 0 lettres mortes" in first
+    assert "3 000 envoyées, 3 000 confirmées, 0 en attente, 0 reparties, 0 lettres mortes" in first
     assert "Par partition : p0 " in first
     assert "0 envoyées, 0 confirmées" in lab2.run("producer_resilient")
     messages = lab2.messages(lab2.topic)
@@ -85,7 +85,9 @@ def test_bad_rows_are_kept(lab2: Lab2, tmp_path: Path) -> None:
     row = "a-{},2026-01-01T00:00:00.000Z,{},paiement,FR1,Bretagne,carte\n"
     text = "id,timestamp,montant,type,compte,region,canal\n" + row.format(1, "1.00") + row.format(2, "gratuit")
     path.write_text(text, encoding="utf-8")
-    assert "1 envoyées, 1 confirmées, 1 lettres mortes" in lab2.run("producer_resilient", str(path))
+    assert "1 envoyées, 1 confirmées, 0 en attente, 0 reparties, 1 lettres mortes" in lab2.run(
+        "producer_resilient", str(path)
+    )
     ((raw, said),) = lab2.letters(f"{lab2.topic}-dlq")
     assert raw == row.format(2, "gratuit").encode()
     assert (said["dlq.line"], said["dlq.reason"]) == ("3", "montant : un nombre est attendu")

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
+from confluent_kafka.cimpl import NewTopic
 
-from commun.kafka import client_config, ensure_topic
+from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT, setting
 from services.stack import Stack
 from tests.conftest import services
@@ -72,7 +73,7 @@ class Experiments:
         connector["config"] |= {"file": str(path), "topic": f"{self.lab.topic}-{name}"}
         connector["config"] |= {"batch.size": "2"} if name == "f3" else {}
         # Une seule partition : sans clé, Connect éparpille les lignes d'un fichier sur trois, et leur ordre se perd.
-        ensure_topic(client_config({}), f"{self.lab.topic}-{name}", 1, 3)
+        ensure_topics(client_config({}), NewTopic(f"{self.lab.topic}-{name}", 1, 3))
         connect("POST", "/connectors", connector)
 
     def state(self, name: str) -> list[str]:

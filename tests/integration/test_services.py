@@ -65,6 +65,16 @@ def test_wrong_usage_exits_with_2(arguments: list[str], sentence: str) -> None:
     assert sentence in done.stderr
 
 
+def test_paused_then_resumed() -> None:
+    """Un service gelé ne répond plus, réveillé il répond."""
+    assert services("pause", "connect").returncode == 0
+    try:
+        assert services("status").stdout.count("tourne mais ne répond pas") == 1
+    finally:
+        assert services("resume", "connect").returncode == 0
+    assert services("up").returncode == 0
+
+
 def test_logs_and_status() -> None:
     """Les journaux et l'état de chaque service sont lisibles."""
     assert services("logs", "postgres").stdout.strip()

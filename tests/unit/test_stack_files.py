@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from commun.kafka import DEAD_LETTER_TOPIC
 from commun.settings import ROOT, defaults
 from commun.transaction import POSITIONS_CONFIG
 from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
-from exercice3 import consumer, producer
+from exercice2 import consumer_resilient, producer_resilient
+from exercice3 import producer
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
 
@@ -120,9 +122,14 @@ def test_scripts_and_topics_file_agree() -> None:
         topic.topic: (topic.num_partitions, topic.replication_factor, topic.config)
         for topic in read_topics(CONFIG / "topics.conf")
     }
-    assert producer.TOPIC == consumer.TOPIC
-    assert topics[producer.TOPIC][:2] == (producer.PARTITIONS, producer.REPLICATION_FACTOR)
-    assert f"{producer.TOPIC}-dlq" in topics
+    name, copies = producer.TOPIC, producer.REPLICATION_FACTOR
+    assert topics[name] == (producer.PARTITIONS, copies, producer.TOPIC_CONFIG)
+    assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
+    name, copies = producer_resilient.TOPIC, producer_resilient.REPLICATION_FACTOR
+    stream = (producer_resilient.PARTITIONS, copies, producer_resilient.TOPIC_CONFIG)
+    assert topics[name] == topics[consumer_resilient.VALID_TOPIC] == stream
+    assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
+    assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
     name, copies = csv_producer.TOPIC, csv_producer.REPLICATION_FACTOR
     assert name == csv_consumer.parse_options([]).topic == connector()["topic"]
     assert topics[name] == (csv_producer.PARTITIONS, copies, csv_producer.TOPIC_CONFIG)
