@@ -5,6 +5,8 @@ AtLeastOnce    les sorties sont confirmées par Kafka, puis la place est validé
 ExactlyOnce    les sorties et la place sont dans une même transaction Kafka : lisibles ensemble, ou pas du tout.
 """
 
+from concurrent.futures import Future
+from threading import Thread
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -13,6 +15,8 @@ from commun.cli import Stop
 from commun.errors import PipelineError
 from commun.kafka import Config, Headers, connect
 from commun.transaction import CALL_SECONDS, FENCED, Stopped, commit, open_producer, patiently
+
+MUTE_SECONDS = 15.0  # plus que la durée permise d'une transaction : elle est perdue de toute façon
 
 
 class Aborted(Exception):
@@ -77,7 +81,8 @@ class ExactlyOnce:
     def __init__(self, config: Config, stop: Stop) -> None:
         self.config, self.stop = config, stop
         self.producer = open_producer(config, stop)
-        self.open = False
+        self.open = False  # une transaction est ouverte
+        self.mute = False  # le producteur ne répond plus : il est à remplacer
 
     def write(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers) -> None:
         """Voir Sink."""
@@ -97,8 +102,7 @@ class ExactlyOnce:
         """Voir Sink."""
         try:
             self._begin()
-            group = consumer.consumer_group_metadata()
-            patiently(lambda: self.producer.send_offsets_to_transaction(places, group, CALL_SECONDS), self.stop)
+            self._send_places(consumer, places)
             commit(self.producer, self.stop)
             self.open = False
         except KafkaException as error:
@@ -109,8 +113,33 @@ class ExactlyOnce:
             self.producer.begin_transaction()
             self.open = True
 
+    def _send_places(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        """Les places, dans la transaction ; le groupe dit de quelle génération elles sont.
+
+        Quand le coordinateur du groupe meurt, cet appel peut ne jamais rendre la main, malgré son délai
+        (librdkafka, anomalie 5456) : il est fait dans un fil à part, que l'on abandonne avec son producteur.
+        """
+        producer, group = self.producer, consumer.consumer_group_metadata()
+        answer: Future[None] = Future()
+
+        def call() -> None:
+            try:
+                patiently(lambda: producer.send_offsets_to_transaction(places, group, CALL_SECONDS), self.stop)
+                answer.set_result(None)
+            except (KafkaException, Stopped) as error:
+                answer.set_exception(error)
+
+        Thread(target=call, daemon=True).start()
+        try:
+            answer.result(MUTE_SECONDS)
+        except TimeoutError:
+            self.mute = True
+            raise Aborted("le coordinateur du groupe ne répond pas") from None
+
     def abort(self) -> None:
         """Voir Sink. Une transaction que Kafka a déjà condamnée se remplace par un producteur neuf."""
+        if self.mute:
+            self.producer, self.mute, self.open = open_producer(self.config, self.stop), False, False
         try:
             if self.open:
                 self.producer.abort_transaction(5.0)
