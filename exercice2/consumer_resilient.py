@@ -115,7 +115,7 @@ class Worker:
         self.start = StartingOffsets(args.reset, args.from_offsets)
         self.waiting: dict[Owned, float] = {}  # partitions en pause après un essai raté, et jusqu'à quand
         self.must_abort = False
-        self.checkpoint_at = 0.0
+        self.active_at = self.checkpoint_at = time.monotonic()
         self.executor = ThreadPoolExecutor(1)
         self.every = TRANSACTION_SECONDS if args.exactly_once else COMMIT_SECONDS
 
@@ -124,6 +124,7 @@ class Worker:
     def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Des partitions arrivent : elles sont lues à partir de la place validée du groupe."""
         self.counts.rebalances += 1
+        self.active_at = time.monotonic()
         while partitions and not self.stop:
             try:
                 starts = self.start.find(consumer, partitions)
@@ -159,7 +160,7 @@ class Worker:
 
     def run(self) -> None:
         """Lit, travaille, valide, jusqu'à l'arrêt, --max-messages ou --idle-timeout."""
-        active = reported = self.checkpoint_at = time.monotonic()
+        reported = time.monotonic()
         while not self.stop and (self.args.max_messages is None or self.counts.read < self.args.max_messages):
             self.recover()
             room = BATCH_SIZE if self.args.max_messages is None else self.args.max_messages - self.counts.read
@@ -167,8 +168,8 @@ class Worker:
             now = time.monotonic()
             if messages:
                 self.process(messages)
-                active = now
-            elif self.args.idle_timeout and now - active > self.args.idle_timeout and not self.waiting:
+                self.active_at = now
+            elif self.args.idle_timeout and now - self.active_at > self.args.idle_timeout and not self.waiting:
                 break
             full = not self.args.exactly_once and self.offsets.count() >= COMMIT_MESSAGES
             if full or now - self.checkpoint_at >= self.every:

@@ -159,6 +159,36 @@ class CsvLab(Scripts):
         return self.letters(f"{self.topic}-dlq")
 
 
+class BankLab(Scripts):
+    """Un exercice 2 tout neuf : ses topics et son groupe à lui."""
+
+    def __init__(self) -> None:
+        self.topic = f"transactions-test-{uuid.uuid4().hex[:8]}"
+        self.output = f"{self.topic}-validees"
+        names = {"TOPIC": self.topic, "VALIDEES": self.output, "GROUP": f"{self.topic}-group"}
+        super().__init__("exercice2", {f"TRANSACTIONS_{name}": value for name, value in names.items()})
+
+    def generate(self, count: int, *options: str) -> str:
+        """producer_resilient.py au plus vite."""
+        wanted = ("--generate", "--seed", "1", "--rate", "0", "--count", str(count))
+        return self.run("producer_resilient", *wanted, *options)
+
+    def consume(self, *options: str) -> str:
+        """consumer_resilient.py jusqu'au silence."""
+        return self.run("consumer_resilient", "--idle-timeout", "2", *options)
+
+    def ids(self, topic: str) -> list[str]:
+        """Identifiants lisibles d'un topic."""
+        return [json.loads(message.value() or b"")["id"] for message in self.messages(topic)]
+
+    def send_raw(self, *values: bytes) -> None:
+        """Écrit des messages tels quels."""
+        producer = Producer({"bootstrap.servers": bootstrap_servers()})
+        for value in values:
+            producer.produce(self.topic, value, b"cle")
+        assert producer.flush(30) == 0
+
+
 def headers(message: Message) -> dict[str, str]:
     """En-têtes d'un message, en texte."""
     return {name: value.decode() for name, value in dict(message.headers() or {}).items() if isinstance(value, bytes)}
@@ -242,6 +272,11 @@ class Lab(Scripts):
         return count, amount
 
 
+def generated(count: int) -> Counter[str]:
+    """Identifiants des ``count`` premières transactions de la graine 1, une fois chacun."""
+    return Counter(f"00000001-{number:08d}" for number in range(1, count + 1))
+
+
 def expected(count: int, seed: int = 1) -> list[Vente]:
     """Les ventes que ``producer.py --seed … --count …`` envoie."""
     ventes = generate(seed, lambda: REPLAY_END, 90)
@@ -270,5 +305,13 @@ def lab(stack: None, tmp_path: Path) -> Iterator[Lab]:
 def csv_lab(stack: None, tmp_path: Path) -> Iterator[CsvLab]:
     """Un exercice 1 tout neuf sur les serveurs des tests."""
     lab = CsvLab(tmp_path)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def bank_lab(stack: None) -> Iterator[BankLab]:
+    """Un exercice 2 tout neuf sur les serveurs des tests."""
+    lab = BankLab()
     yield lab
     lab.close()

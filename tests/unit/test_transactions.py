@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.chaos import judge
+from exercice2.deliveries import Deliveries
 from exercice2.offsets import Offsets
 from exercice2.sources import CsvFile, Generated, Saved
 from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, number_of, parse, to_json
@@ -129,6 +130,23 @@ def test_offsets() -> None:
     assert not offsets.holds(first)
     offsets.revoke(1)
     assert offsets.rollback() == {0: 15}
+
+
+def test_deliveries() -> None:
+    """Ce qui est écrit n'est confirmé qu'à la validation ; une annulation fait tout repartir."""
+    deliveries = Deliveries()
+    for partition, milliseconds in ((0, 10), (1, 20), (1, 90)):
+        deliveries.sent += 1
+        deliveries.on_written(partition, milliseconds / 1000)
+    assert "3 envoyées, 0 confirmées, 3 en attente, 0 reparties" in str(deliveries)
+    deliveries.on_commit(rejected=2)
+    deliveries.sent += 4
+    deliveries.on_written(0, 0.01)
+    deliveries.on_abort()
+    deliveries.on_stats(json.dumps({"name": "p#1", "brokers": {"1": {"txretries": 2}, "2": {"txretries": 3}}}))
+    assert "7 envoyées, 3 confirmées, 0 en attente, 4 reparties, 2 lettres mortes, 5 renvois" in str(deliveries)
+    assert (deliveries.percentile(0.5), deliveries.percentile(0.99)) == (10, 90)
+    assert deliveries.spread(3) == "p0 1, p1 2, p2 0"
 
 
 def test_judge_sees_every_fault() -> None:
