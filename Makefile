@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint services stop status reset reconcile
+.PHONY: help install demo test chaos bench lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 
 test: install    ## tous les tests, sur une pile à part
 	$(BIN)/python -m pytest
+
+chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
+	cd exercice2 && ../$(BIN)/python chaos.py
 
 bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 	$(BIN)/python bench/csv_to_kafka.py

@@ -50,7 +50,7 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
         result[key] = value
     result["logger"] = logging.getLogger("librdkafka")
     result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
-    logging.getLogger("librdkafka").setLevel(logging.CRITICAL if not log.isEnabledFor(logging.DEBUG) else logging.DEBUG)
+    logging.getLogger("librdkafka").setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL + 1)
     return result
 
 
@@ -120,12 +120,17 @@ def place(message: Message, shift: int = 0) -> TopicPartition:
     return TopicPartition(topic, partition, offset + shift)
 
 
+_REFUSALS = (KafkaError._FATAL, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+
+
 def readable(message: Message) -> bool:
     """Vrai pour un message, faux pour une nouvelle du client Kafka ; lève PipelineError si elle est grave."""
     error = message.error()
     if error is None:
         return True
-    if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+    if "group.instance.id" in error.str():
+        raise PipelineError("Un autre consommateur a pris le même --instance-id : je m'arrête.")
+    if error.fatal() or error.code() in _REFUSALS:
         raise PipelineError(f"Kafka refuse la lecture : {error.str()}.")
     log.debug("Kafka : %s", error.str())
     return False

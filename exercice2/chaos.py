@@ -44,6 +44,8 @@ FOLDER = Path(__file__).resolve().parent
 BROKERS = ("kafka1", "kafka2", "kafka3")
 CONSUMERS = 3
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
+LONG_SECONDS = 40.0  # plus que le délai de livraison du producteur (30 s) : sa transaction est annulée
+LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne
 SETTLE_SECONDS = 5.0
 DRAIN_SECONDS = 180.0  # patience, à la fin, pour que tout soit validé
 
@@ -113,6 +115,8 @@ class Chaos:
             self.one_broker, self.two_brokers, self.freeze_broker, self.move_leaders,
             self.kill_consumer, self.freeze_consumer, self.kill_producer, self.freeze_producer,
         ]  # fmt: skip
+        if self.args.seconds >= LONG_RUN:
+            kinds.append(self.two_brokers_for_long)
         deadline = time.monotonic() + self.args.seconds
         self.dice.shuffle(kinds)
         number = 0
@@ -126,17 +130,21 @@ class Chaos:
 
     def one_broker(self) -> None:
         """Un broker tué"""
-        self._brokers(1)
+        self._kill_brokers(1, self.dice.uniform(2, 6))
 
     def two_brokers(self) -> None:
         """Deux brokers tués à la fois"""
-        self._brokers(2)
+        self._kill_brokers(2, self.dice.uniform(2, 6))
 
-    def _brokers(self, count: int) -> None:
+    def two_brokers_for_long(self) -> None:
+        """Deux brokers tués, plus longtemps que le délai de livraison"""
+        self._kill_brokers(2, LONG_SECONDS)
+
+    def _kill_brokers(self, count: int, seconds: float) -> None:
         dead = self.dice.sample(BROKERS, count)
         for name in dead:
             services("kill", name)
-        self.stop.wait(self.dice.uniform(2, 6))
+        self.stop.wait(seconds)
         for name in dead:
             services("restart", name)
 
@@ -245,12 +253,12 @@ def judge(confirmed: list[str], output: list[list[str]]) -> Verdict:
 def report(chaos: Chaos, confirmed: list[str], verdict: Verdict) -> None:
     """Les comptes, sur la sortie."""
     for fault, count in sorted(chaos.faults.items()):
-        print(f"{fault:<55} {count:>8}")
+        print(f"{fault:<63} {count:>8}")
     holes = len(confirmed) - max(map(number_of, confirmed), default=0)
-    print(f"{'transactions confirmées':<55} {french_number(len(confirmed)):>8}")
-    print(f"{'numéros manquants ou répétés en entrée':<55} {abs(holes):>8}")
+    print(f"{'transactions confirmées':<63} {french_number(len(confirmed)):>8}")
+    print(f"{'numéros manquants ou répétés en entrée':<63} {abs(holes):>8}")
     for name, count in zip(("perdues", "doublées", "inconnues", "mal rangées"), verdict, strict=True):
-        print(f"{name:<55} {count:>8}")
+        print(f"{name:<63} {count:>8}")
     if holes or any(verdict):
         raise PipelineError(
             f"La garantie n'est pas tenue (graine {chaos.args.seed}) : les journaux sont dans {chaos.logs}."

@@ -1,6 +1,7 @@
 """L'exercice 2, script par script, sur un vrai cluster de trois brokers."""
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -138,8 +139,10 @@ def test_group_shares_and_replaces(bank_lab: BankLab, mode: tuple[str, ...]) -> 
 
 def test_static_member_comes_back(bank_lab: BankLab) -> None:
     """Un membre permanent tué et relancé retrouve ses partitions sans déranger l'autre ; son double est refusé."""
-    first, second = (bank_lab.start("consumer_resilient", "--instance-id", name) for name in "ab")
-    wait_until(lambda: second.text.count("Partitions reçues : ") > 0 and "rendues" in first.text, 90)
+    first = bank_lab.start("consumer_resilient", "--instance-id", "a")
+    first.wait_for("Partitions reçues : ")
+    second = bank_lab.start("consumer_resilient", "--instance-id", "b")
+    wait_until(lambda: "rendues" in first.text and re.search(r"reçues : \d", second.text) is not None, 60)
     before = second.text
     first.stop(signal.SIGKILL)
     first = bank_lab.start("consumer_resilient", "--instance-id", "a")
