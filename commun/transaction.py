@@ -19,7 +19,7 @@ log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
-QUIET_SECONDS = 5.0  # silence de Kafka dont on ne parle pas encore
+QUIET_SECONDS = 12.0  # silence dont on ne parle pas : un broker mort est remplacé en neuf secondes
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
 # Refus que le temps n'arrange pas.

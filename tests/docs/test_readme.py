@@ -16,9 +16,11 @@ from tests.lab import CsvLab, Lab, expected, wait_until
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
-SHEET = (ROOT / "exercice1" / "README.md").read_text(encoding="utf-8")
+SHEETS = {name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("exercice1", "exercice2")}
+SHEET = SHEETS["exercice1"]
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
+    *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "dead_letters", "chaos")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
 ]
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -37,7 +39,12 @@ def headings(text: str) -> list[int]:
 
 def commands() -> list[str]:
     """Commandes du README : lignes des blocs bash, et `commandes` des tableaux et du texte."""
-    lines = [line.strip() for text in (FRENCH, SHEET) for block in blocks(text, "bash") for line in block.splitlines()]
+    lines = [
+        line.strip()
+        for text in (FRENCH, *SHEETS.values())
+        for block in blocks(text, "bash")
+        for line in block.splitlines()
+    ]
     inline = re.findall(r"`((?:make|git|(?:CSV_KILLS=50 )?python|docker-compose) [^`…]+)`", FRENCH)
     return sorted({line.removeprefix("CSV_KILLS=50 ") for line in (*lines, *inline) if line})
 
@@ -136,7 +143,7 @@ def test_every_file_of_the_structure_exists() -> None:
     named = [line.split()[0] for line in structure.splitlines() if not line.startswith(" ")]
     for name in named:
         assert (ROOT / name).exists(), name
-    for folder in ("exercice1", "exercice3"):
+    for folder in ("exercice1", "exercice2", "exercice3"):
         block = re.search(rf"^{folder}/.*\n(?: .*\n)*", structure, re.MULTILINE)
         files = set(re.findall(r"\b(\w+\.(?:py|sql|json))\b", block[0] if block else ""))
         assert files == {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".sql", ".json"}}
@@ -149,7 +156,8 @@ def test_every_file_of_the_structure_exists() -> None:
 
 def test_every_link_leads_somewhere() -> None:
     """Les liens vers des fichiers du dépôt mènent à un fichier."""
-    for folder, text in ((ROOT, FRENCH), (ROOT, ENGLISH), (ROOT / "exercice1", SHEET)):
+    sheets = ((ROOT / name, text) for name, text in SHEETS.items())
+    for folder, text in ((ROOT, FRENCH), (ROOT, ENGLISH), *sheets):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             assert target.startswith("http") or (folder / target).exists(), target
 
