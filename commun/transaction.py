@@ -98,11 +98,11 @@ def read_topic(
     la voient. Kafka absent, attend son retour ; lève Stopped si l'arrêt vient avant.
     """
     reader = admin_config(config) | _READER | {"isolation.level": isolation}
-    bounds = {partition: _bounds(reader, TopicPartition(topic, partition), stop) for partition in partitions}
-    ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
+    limits = {partition: bounds(reader, TopicPartition(topic, partition), stop) for partition in partitions}
+    ends = {partition: high for partition, (low, high) in limits.items() if low < high}
     consumer = connect(Consumer, reader)
     try:
-        consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
+        consumer.assign([TopicPartition(topic, partition, limits[partition][0]) for partition in ends])
         while ends:
             for message in consumer.consume(1000, 0.05):
                 error = message.error()
@@ -116,9 +116,9 @@ def read_topic(
         consumer.close()
 
 
-def _bounds(reader: Config, partition: TopicPartition, stop: Stop | None) -> tuple[int, int]:
+def bounds(config: Config, partition: TopicPartition, stop: Stop | None) -> tuple[int, int]:
     """Début et fin de la partition, transactions encore ouvertes comprises."""
-    consumer = connect(Consumer, reader | {"isolation.level": "read_uncommitted"})
+    consumer = connect(Consumer, admin_config(config) | _READER | {"isolation.level": "read_uncommitted"})
     try:
         while True:
             try:

@@ -19,12 +19,14 @@ import psycopg2
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from commun.kafka import admin_config, client_config
+from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
 from commun.transaction import read_topic
+from exercice2.producer_resilient import PARTITIONS
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 
@@ -165,7 +167,11 @@ class BankLab(Scripts):
     def __init__(self) -> None:
         self.topic = f"transactions-test-{uuid.uuid4().hex[:8]}"
         self.output = f"{self.topic}-validees"
-        names = {"TOPIC": self.topic, "VALIDEES": self.output, "GROUP": f"{self.topic}-group"}
+        self.windows, self.alerts = f"{self.topic}-fenetres", f"{self.topic}-alertes"
+        names = {
+            "TOPIC": self.topic, "VALIDEES": self.output, "GROUP": f"{self.topic}-group",
+            "FENETRES": self.windows, "ALERTES": self.alerts,
+        }  # fmt: skip
         super().__init__("exercice2", {f"TRANSACTIONS_{name}": value for name, value in names.items()})
 
     def generate(self, count: int, *options: str) -> str:
@@ -181,11 +187,12 @@ class BankLab(Scripts):
         """Identifiants lisibles d'un topic."""
         return [json.loads(message.value() or b"")["id"] for message in self.messages(topic)]
 
-    def send_raw(self, *values: bytes) -> None:
+    def send_raw(self, *values: bytes, key: bytes = b"cle") -> None:
         """Écrit des messages tels quels."""
+        ensure_topics(client_config({}), NewTopic(self.topic, PARTITIONS, 3))
         producer = Producer({"bootstrap.servers": bootstrap_servers()})
         for value in values:
-            producer.produce(self.topic, value, b"cle")
+            producer.produce(self.topic, value, key)
         assert producer.flush(30) == 0
 
 

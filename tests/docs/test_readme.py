@@ -20,7 +20,8 @@ SHEETS = {name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name
 SHEET = SHEETS["exercice1"]
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
-    *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "dead_letters", "chaos")),
+    *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
+    *(f"exercice2/{name}.py" for name in ("dead_letters", "chaos")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
 ]
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))

@@ -16,7 +16,7 @@ from commun.settings import ROOT, defaults
 from commun.transaction import POSITIONS_CONFIG
 from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
-from exercice2 import consumer_resilient, producer_resilient
+from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
 from exercice3 import producer
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
@@ -127,7 +127,9 @@ def test_scripts_and_topics_file_agree() -> None:
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
     name, copies = producer_resilient.TOPIC, producer_resilient.REPLICATION_FACTOR
     stream = (producer_resilient.PARTITIONS, copies, producer_resilient.TOPIC_CONFIG)
-    assert topics[name] == topics[consumer_resilient.VALID_TOPIC] == stream
+    assert topics[name] == topics[consumer_resilient.VALID_TOPIC] == topics[kafka_monitor.OUTPUT] == stream
+    assert topics[f"{kafka_monitor.OUTPUT}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
+    assert topics[kafka_monitor.ALERTS] == (1, copies, producer_resilient.TOPIC_CONFIG)
     assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
     name, copies = csv_producer.TOPIC, csv_producer.REPLICATION_FACTOR

@@ -1,0 +1,414 @@
+"""Compte les transactions par fenêtres glissantes d'une minute, et publie chaque fenêtre une fois, juste.
+
+    python kafka_monitor.py                            une minute, toutes les dix secondes, toutes ensemble
+    python kafka_monitor.py --by type --slide 1        par type de transaction, toutes les secondes
+    python kafka_monitor.py --slide event --by compte  pour chaque transaction, la minute qui la précède
+    python kafka_monitor.py --alert "montant_total > 10000"
+
+Le temps est celui des transactions (timestamp), pas celui de l'horloge. Une fenêtre se ferme quand le watermark
+l'atteint : l'instant le plus avancé de chaque partition moins --max-delay, la plus lente décide. Une transaction
+plus en retard compte encore dans ses fenêtres ouvertes ; s'il n'en reste aucune, elle va dans
+transactions-fenetres-dlq, comme ce qui n'est pas une transaction ou vient de trop loin dans le futur.
+Garantit : chaque fenêtre est publiée une fois et une seule dans transactions-fenetres, complète, quoi qu'il
+arrive aux moniteurs et aux brokers, et qu'un, deux ou trois moniteurs se partagent les partitions.
+Ne garantit pas : la fenêtre en cours à l'arrêt ; elle sera publiée par le prochain démarrage.
+Ensuite : la fiche de l'exercice dit comment. Les fenêtres sont dans windows.py, leur calcul en
+deux étages dans partials.py, la boucle d'un étage dans stages.py.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+
+import msgspec
+from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from commun.cli import Parser, Stop, positive, run
+from commun.kafka import (
+    DEAD_LETTER_TOPIC,
+    Config,
+    admin_config,
+    client_config,
+    connect,
+    dead_letter_of,
+    ensure_topics,
+    place,
+)
+from commun.transaction import Stopped, bounds
+from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows
+from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+from exercice2.results import Alert, Row, alert_option, instant_text, to_row
+from exercice2.screen import Numbers, Screen
+from exercice2.stages import Place, Stage
+from exercice2.transactions import InvalidTransaction
+from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindows
+
+log = logging.getLogger("pipeline")
+
+OUTPUT, ALERTS = "transactions-fenetres", "transactions-alertes"
+PARTIAL_BYTES = 33_554_432
+PARTIAL_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(PARTIAL_BYTES)}  # purgé par celui qui le lit
+PURGE_SECONDS = 60.0
+COMMIT_SECONDS = 0.5
+EVENT = "event"
+
+CONSUMER_CONFIG = {
+    "enable.auto.commit": False,  # la place est validée avec les résultats
+    "enable.auto.offset.store": False,
+    "isolation.level": "read_committed",  # jamais une transaction annulée
+    "partition.assignment.strategy": "cooperative-sticky",  # un moniteur arrive sans arrêter les autres
+    "session.timeout.ms": 6_000,  # un moniteur tué est remplacé au bout de 6 s
+    "heartbeat.interval.ms": 2_000,
+    "auto.offset.reset": "earliest",
+    "enable.partition.eof": True,  # pour savoir qu'une partition n'a plus rien
+    "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
+    "queued.min.messages": 200_000,  # de l'avance pour ne jamais attendre le réseau
+}
+PRODUCER_CONFIG = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "message.timeout.ms": 10_000,
+    "transaction.timeout.ms": 10_000,  # tué net, il ne bloque pas les autres plus longtemps
+    "message.max.bytes": PARTIAL_BYTES,
+    "partitioner": "murmur2_random",
+    "linger.ms": 5,
+    "compression.type": "lz4",
+}
+GUARANTEED = (
+    "enable.auto.commit", "enable.auto.offset.store", "isolation.level", "auto.offset.reset", "acks",
+    "enable.idempotence", "message.timeout.ms", "transaction.timeout.ms", "transactional.id", "enable.partition.eof",
+)  # fmt: skip
+
+
+class Activity(msgspec.Struct):
+    """Métadonnées d'une place de l'étage 1 : l'instant le plus avancé de la partition, et si elle est dite inactive."""
+
+    instant: int = NEVER
+    idle: bool = False
+
+
+class Reading:
+    """Étage 1 : compte les transactions de chaque partition, et envoie les comptes à l'étage 2."""
+
+    def __init__(self, args: argparse.Namespace, stage: Stage, numbers: Numbers) -> None:
+        self.args, self.stage, self.numbers = args, stage, numbers
+        self.reader = Reader(args.by, args.max_future_ms)
+        self.slicing = None if args.slide_ms is None else Slicing(args.size_ms, args.slide_ms)
+        self.combiners: dict[int, Combiner] = {}
+        self._next: dict[int, int] = {}
+        self._idle: set[int] = set()
+        self._active_at: dict[int, float] = {}
+
+    def restore(self, partition: int, offset: int, metadata: str) -> None:
+        """Voir Handler."""
+        activity = msgspec.json.decode(metadata, type=Activity) if metadata else Activity()
+        self.combiners[partition] = Combiner(self.reader, self.slicing, self.args.max_delay_ms, activity.instant)
+        self._next[partition] = offset
+        self._active_at[partition] = time.monotonic()
+        (self._idle.add if activity.idle else self._idle.discard)(partition)
+
+    def forget(self, partition: int) -> None:
+        """Voir Handler."""
+        for known in (self.combiners, self._next, self._active_at):
+            known.pop(partition, None)
+        self._idle.discard(partition)
+
+    def process(self, partition: int, messages: list[Message]) -> None:
+        """Voir Handler."""
+        partial, rejected = self.combiners[partition].combine(partition, messages, now_ms())
+        for rank, reason in rejected:
+            message = messages[rank]
+            log.warning("Lettre morte (%d:%d) : %s", partition, message.offset(), reason)
+            self.stage.write(self.args.dead_letters, message.value(), message.key(), dead_letter_of(message, reason))
+        self.stage.write(self.args.partials, msgspec.json.encode(partial))
+        self._next[partition] = (messages[-1].offset() or 0) + 1
+        self._active_at[partition] = time.monotonic()
+        self._idle.discard(partition)
+        self.numbers.read += len(messages)
+        self.numbers.rejected += len(rejected)
+
+    def places(self) -> dict[int, Place]:
+        """Voir Handler."""
+        return {
+            partition: (offset, msgspec.json.encode(self._activity(partition)).decode())
+            for partition, offset in self._next.items()
+        }
+
+    def _activity(self, partition: int) -> Activity:
+        return Activity(self.combiners[partition].highest, partition in self._idle)
+
+    def published(self) -> None:
+        """Voir Handler."""
+
+    def tick(self, idle_seconds: float) -> None:
+        """Les partitions lues jusqu'au bout depuis ``idle_seconds`` ne retiennent plus les autres."""
+        for partition in set(self.combiners) - self._idle:
+            silent = time.monotonic() - self._active_at[partition]
+            if partition in self.stage.ended and silent >= idle_seconds:
+                watermark = self.combiners[partition].watermark
+                self.stage.write(self.args.partials, msgspec.json.encode(Partial(partition, watermark, idle=True)))
+                self._idle.add(partition)
+
+    def empty(self) -> None:
+        """--once : les partitions qui n'ont jamais rien eu ne retiennent pas les autres."""
+        for partition, combiner in self.combiners.items():
+            if combiner.highest == NEVER and partition not in self._idle:
+                self.stage.write(self.args.partials, msgspec.json.encode(Partial(partition, NEVER, idle=True)))
+                self._idle.add(partition)
+
+
+class Merging:
+    """Étage 2 : les fenêtres ; publie chaque résultat et retrouve les transactions refusées."""
+
+    def __init__(self, args: argparse.Namespace, config: Config, stage: Stage, numbers: Numbers) -> None:
+        self.args, self.stage, self.numbers = args, stage, numbers
+        self.merger: Merger | None = None
+        self.rows: list[Row] = []  # écrites, pas encore validées
+        self.ready: list[Row] = []  # validées, à afficher
+        self._side: Consumer = connect(Consumer, config | {"group.id": f"{args.group}-retards"})
+        self._admin = AdminClient(admin_config(config))
+        self._purge_at = time.monotonic() + PURGE_SECONDS
+
+    def restore(self, partition: int, offset: int, metadata: str) -> None:
+        """Voir Handler."""
+        position = msgspec.json.decode(metadata, type=Position) if metadata else None
+        self.merger = Merger(new_windows(self.args), range(self.args.partitions), offset, position)
+        self.rows.clear()
+
+    def forget(self, partition: int) -> None:
+        """Voir Handler."""
+        self.merger = None
+        self.rows.clear()
+
+    def process(self, partition: int, messages: list[Message]) -> None:
+        """Voir Handler."""
+        assert self.merger is not None  # noqa: S101 - la partition est à nous
+        for message in messages:
+            partial = msgspec.json.decode(message.value() or b"", type=Partial)
+            self._publish(self.merger.apply(message.offset() or 0, partial))
+            if self.merger.late or self.merger.late_slices:
+                self._bury(self.merger)
+        self.numbers.watermark = self.merger.marks.overall
+
+    def _publish(self, results: list[Result]) -> None:
+        for result in results:
+            row = to_row(result)
+            value = msgspec.json.encode(row)
+            self.stage.write(self.args.output, value, f"{row.cle}|{row.fin}".encode())
+            for alert in self.args.alert:
+                if alert.holds(row):
+                    self._alert(alert, row)
+            self.rows.append(row)
+
+    def _alert(self, alert: Alert, row: Row) -> None:
+        value = msgspec.json.encode({"alerte": alert.text, "fenetre": row})
+        self.stage.write(self.args.alerts, value, f"{row.cle}|{row.fin}".encode())
+        self.numbers.alerts.append((alert.text, row))
+
+    def places(self) -> dict[int, Place]:
+        """Voir Handler."""
+        if self.merger is None:
+            return {}
+        return {0: (self.merger.low, msgspec.json.encode(self.merger.position).decode())}
+
+    def published(self) -> None:
+        """Voir Handler."""
+        self.ready += self.rows
+        self.rows.clear()
+        if self.merger and time.monotonic() > self._purge_at:
+            self._admin.delete_records([TopicPartition(self.args.partials, 0, self.merger.low)])
+            self._purge_at = time.monotonic() + PURGE_SECONDS
+
+    # --- Les transactions refusées : relues dans leur partition, octets compris ---
+
+    def _bury(self, merger: Merger) -> None:
+        late = [*merger.late, *(found for slices in merger.late_slices for found in self._find(slices))]
+        merger.late.clear()
+        merger.late_slices.clear()
+        self.numbers.late += len(late)
+        for partition in {item.partition for item in late}:
+            marks = {item.offset: item.watermark for item in late if item.partition == partition}
+            for message in self._read(partition, min(marks), max(marks)):
+                if (message.offset() or 0) in marks:
+                    watermark = instant_text(marks[message.offset() or 0])
+                    reason = f"en retard : toutes ses fenêtres étaient closes au watermark {watermark}"
+                    headers = dead_letter_of(message, reason)
+                    self.stage.write(self.args.dead_letters, message.value(), message.key(), headers)
+
+    def _find(self, late: LateSlices) -> list[Late]:
+        """Les transactions de ces tranches, parmi celles que le Partial comptait."""
+        partial, found = late.partial, list[Late]()
+        slicing = Slicing(self.args.size_ms, self.args.slide_ms)
+        reader, highest = Reader(self.args.by, self.args.max_future_ms), partial.before
+        alone = {event.offset for event in partial.events}
+        for message in self._read(partial.partition, partial.first, partial.last):
+            try:
+                _, _, instant, _ = reader.read(message.value(), now_ms())
+            except InvalidTransaction:
+                continue
+            highest = max(highest, instant)
+            if slicing.slice_of(instant) in late.numbers and message.offset() not in alone:
+                found.append(Late(partial.partition, message.offset() or 0, late.watermark))
+        return found
+
+    def _read(self, partition: int, first: int, last: int) -> list[Message]:
+        """Les messages ``first`` à ``last`` d'une partition du topic d'origine."""
+        self._side.assign([TopicPartition(self.args.topic, partition, first)])
+        found: list[Message] = []
+        ended = False
+        while not ended:
+            for message in self._side.consume(10_000, 0.05):
+                if message.error() is None:
+                    found.append(message)
+                ended = ended or (message.offset() or 0) >= last
+        self._side.unassign()
+        return [message for message in found if first <= place(message).offset <= last]
+
+    def close(self) -> None:
+        """Ferme ce que l'étage n'a pas fermé."""
+        self._side.close()
+
+
+def now_ms() -> int:
+    """L'heure présente, en millisecondes."""
+    return time.time_ns() // 1_000_000
+
+
+def new_windows(args: argparse.Namespace) -> Windows:
+    """Les fenêtres que demandent les options, vides."""
+    if args.slide_ms is None:
+        return TrailingWindows(args.size_ms)
+    return HopWindows(args.size_ms, args.slide_ms, args.grace_ms)
+
+
+class Monitor:
+    """Les deux étages, l'un après l'autre, et l'écran."""
+
+    def __init__(self, args: argparse.Namespace, stop: Stop, config: Config, producer: Config) -> None:
+        self.args, self.stop, self.config = args, stop, config
+        self.numbers = Numbers()
+        self.first = Stage(args.topic, config | {"group.id": args.group}, producer, COMMIT_SECONDS, stop)
+        fusion = config | {"group.id": f"{args.group}-fusion"}
+        self.second = Stage(args.partials, fusion, producer, COMMIT_SECONDS, stop)
+        self.reading = Reading(args, self.first, self.numbers)
+        self.merging = Merging(args, config, self.second, self.numbers)
+        self.first.start(self.reading)
+        self.second.start(self.merging)
+
+    def run(self, screen: Screen) -> None:
+        """Jusqu'à l'arrêt."""
+        while not self.stop:
+            self.first.step()
+            self.reading.tick(self.args.idle_timeout)
+            self.second.step()
+            self._show(screen)
+
+    def run_once(self, screen: Screen) -> None:
+        """--once : jusqu'au bout du topic, tel qu'il est au démarrage."""
+        ends = {p: self._end(self.args.topic, p) for p in range(self.args.partitions)}
+        self._until(self.first, ends)
+        self.reading.empty()
+        self.first.checkpoint()
+        self._until(self.second, {0: self._end(self.args.partials, 0)})
+        self.second.checkpoint()
+        self._show(screen)
+
+    def _until(self, stage: Stage, ends: dict[int, int]) -> None:
+        """Tourne jusqu'à ce que les partitions de ``stage`` qui sont à nous soient lues jusqu'à ``ends``."""
+        while not self.stop:
+            stage.step()
+            ours = {partition: ends[partition] for partition in stage.committed}
+            if stage.rebalances and all(stage.ended.get(partition, -1) >= end for partition, end in ours.items()):
+                return
+
+    def _end(self, topic: str, partition: int) -> int:
+        return bounds(self.config, TopicPartition(topic, partition), self.stop)[1]
+
+    def _show(self, screen: Screen) -> None:
+        screen.show(self.merging.ready, self.numbers)
+        self.merging.ready.clear()
+
+    def close(self) -> None:
+        """Valide ce qui est fait, et quitte les groupes."""
+        self.first.close()
+        self.second.close()
+        self.merging.close()
+
+
+# --- Options ---
+
+
+def _slide(text: str) -> int | None:
+    return None if text == EVENT else int(positive(float)(text) * 1000) or 1
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic à lire")
+    parser.option("--output", env="TRANSACTIONS_FENETRES", default=OUTPUT, help="topic des fenêtres")
+    parser.option("--alerts", env="TRANSACTIONS_ALERTES", default=ALERTS, help="topic des alertes")
+    parser.option("--group", env="TRANSACTIONS_MONITOR_GROUP",
+                  help="groupe des moniteurs qui se partagent le travail ; sans lui, un par réglage")  # fmt: skip
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--size", type=positive(float), default=60.0, help="longueur d'une fenêtre, en secondes")
+    parser.option("--slide", type=_slide, default="10", metavar="S|event",
+                  help="une fenêtre toutes les S secondes, ou une par transaction")  # fmt: skip
+    parser.option("--by", choices=("type", "region", "compte", "canal"), help="une fenêtre par valeur de ce champ")
+    parser.option("--max-delay", type=positive(float, zero=True), default=5.0,
+                  help="retard attendu d'une transaction, en secondes")  # fmt: skip
+    parser.option("--max-future", type=positive(float, zero=True), default=60.0,
+                  help="avance acceptée sur l'horloge, en secondes")  # fmt: skip
+    parser.option("--idle-timeout", type=positive(float), default=10.0,
+                  help="une partition muette depuis S secondes ne retient plus les autres")  # fmt: skip
+    parser.option("--grace", type=positive(float, zero=True), default=0.0,
+                  help="les retards de moins de S secondes corrigent une fenêtre publiée")  # fmt: skip
+    parser.option("--alert", type=alert_option, action="append", default=[], metavar="CONDITION",
+                  help="signale les fenêtres où elle est vraie (montant_total > 10000) ; répétable")  # fmt: skip
+    parser.option("--once", action="store_true", help="lit le topic jusqu'au bout, puis s'arrête")
+    args = parser.parse(argv)
+    args.slide_ms = args.slide
+    for name in ("size", "max_delay", "max_future", "grace"):
+        setattr(args, f"{name}_ms", int(getattr(args, name) * 1000))
+    if args.slide_ms is None and args.grace:
+        parser.error("--grace ne va pas avec --slide event")
+    shape = f"{args.size:g}-{EVENT if args.slide_ms is None else args.slide_ms / 1000:g}" if args.slide_ms else ""
+    shape = shape or f"{args.size:g}-{EVENT}"
+    args.group = args.group or f"fenetres-{args.topic}-{shape}-{args.by or 'toutes'}"
+    args.partials, args.dead_letters = f"{args.group}-partiels", f"{args.output}-dlq"
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop = Stop()
+    config = client_config(CONSUMER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    producer = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(args.partials, 1, REPLICATION_FACTOR, config=PARTIAL_TOPIC),
+        NewTopic(args.output, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(args.alerts, 1, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        NewTopic(args.dead_letters, 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+    )
+    args.partitions = len(AdminClient(admin_config(config)).list_topics(args.topic, 10).topics[args.topic].partitions)
+    log.info("Fenêtres de %s (groupe %s), publiées dans %s.", args.topic, args.group, args.output)
+    monitor = Monitor(args, stop, config, producer)
+    try:
+        with Screen() as screen:
+            (monitor.run_once if args.once else monitor.run)(screen)
+    except Stopped:
+        log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")
+    finally:
+        monitor.close()
+    log.info("Terminé : %s.", monitor.numbers)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

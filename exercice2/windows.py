@@ -1,0 +1,416 @@
+"""Fenêtres glissantes en temps d'événement : exactes, rejouables. Logique pure, sans Kafka ni horloge.
+
+    windows = HopWindows(size=60_000, slide=10_000)       une minute, toutes les dix secondes
+    windows.add("paiement", 1990, 1_767_225_600_123)      un événement : clé, valeur, instant
+    windows.advance(1_767_225_665_000)                    le watermark avance : rend les fenêtres closes
+    windows.take_updates(), windows.take_late()           corrections et événements refusés depuis le dernier appel
+
+Un instant est un entier, en millisecondes depuis 1970 (négatif avant). Une valeur est un nombre exact (des
+centimes entiers, un Decimal) : une somme de flottants dériverait. Une clé est n'importe quel objet hachable.
+
+Deux sortes de fenêtres, égales à celles d'Apache Flink SQL :
+
+HopWindows        [début, fin[, de longueur ``size``, alignées sur 1970, une tous les ``slide`` (HOP). Une
+                  fenêtre sans événement n'existe pas. Plus long que ``size``, ``slide`` laisse des trous.
+TrailingWindows   pour chaque événement, les ``size`` dernières millisecondes de sa clé, bornes comprises
+                  (OVER … RANGE PRECEDING). Les événements du même instant reçoivent le même résultat.
+
+Le watermark W dit : « plus rien n'arrivera d'antérieur ou égal à W ». Une fenêtre se ferme quand W atteint sa
+dernière milliseconde (fin - 1), une fois, et ne change plus, sauf tolérance (``grace``). Un événement en retard se
+juge fenêtre par fenêtre : il compte dans celles qui sont encore ouvertes ; il est refusé s'il n'en reste aucune.
+
+Coût : une tranche (le temps entre deux bords de fenêtres) par clé au lieu d'un événement ; au passage d'une
+fenêtre à la suivante, on ajoute les tranches qui entrent et on retranche celles qui sortent.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+NEVER = -(1 << 62)  # avant tout instant : le watermark de départ
+
+Key = Hashable
+Stats = list[Any]  # [nombre, somme, minimum, maximum]
+
+
+class Result(msgspec.Struct, frozen=True):
+    """Une fenêtre et son contenu. ``final`` : faux pour une correction (``update``) ou un aperçu."""
+
+    key: Any
+    start: int
+    end: int  # exclue pour HopWindows, comprise pour TrailingWindows
+    count: int
+    sum: Any
+    min: Any
+    max: Any
+    final: bool = True
+    tag: Any = None  # TrailingWindows : ce que l'événement portait
+
+
+class Late(msgspec.Struct, frozen=True):
+    """Un événement refusé : toutes ses fenêtres étaient closes au watermark ``watermark``."""
+
+    key: Any
+    value: Any
+    timestamp: int
+    watermark: int
+    tag: Any = None
+
+
+def merge(into: Stats, other: Stats) -> None:
+    """Ajoute ``other`` à ``into``."""
+    into[0] += other[0]
+    into[1] += other[1]
+    into[2] = min(into[2], other[2])
+    into[3] = max(into[3], other[3])
+
+
+class Slicing:
+    """Le temps coupé aux bords des fenêtres de longueur ``size``, une tous les ``slide``, à partir de ``offset``.
+
+    Une tranche est un numéro ; la fenêtre k commence à ``offset + k * slide``. Quand ``slide`` divise ``size``,
+    une tranche dure ``slide`` ; sinon, chaque pas en compte deux, de part et d'autre de la fin d'une fenêtre.
+    """
+
+    def __init__(self, size: int, slide: int, offset: int = 0) -> None:
+        if size <= 0 or slide <= 0:
+            raise ValueError("size et slide sont strictement positifs")
+        self.size, self.slide, self.offset = size, slide, offset
+        self.rest = size % slide
+        self.per_step = 2 if self.rest else 1
+        self.per_window = size // slide * self.per_step + (1 if self.rest else 0)  # tranches d'une fenêtre
+
+    def slice_of(self, timestamp: int) -> int:
+        """Numéro de la tranche d'un instant."""
+        step, inside = divmod(timestamp - self.offset, self.slide)
+        return step if not self.rest else 2 * step + (inside >= self.rest)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Début (compris) et fin (exclue) d'une tranche."""
+        step, second = divmod(number, self.per_step)
+        start = self.offset + step * self.slide
+        if not self.rest:
+            return start, start + self.slide
+        return (start + self.rest, start + self.slide) if second else (start, start + self.rest)
+
+    def windows_of(self, number: int) -> range:
+        """Numéros des fenêtres qui contiennent une tranche ; vide, elle est dans un trou."""
+        last = number // self.per_step
+        return range(-((self.per_window - 1 - number) // self.per_step), last + 1)
+
+    def slices_of(self, window: int) -> range:
+        """Tranches d'une fenêtre."""
+        return range(window * self.per_step, window * self.per_step + self.per_window)
+
+    def start(self, window: int) -> int:
+        """Début d'une fenêtre."""
+        return self.offset + window * self.slide
+
+    def last_instant(self, window: int) -> int:
+        """Dernière milliseconde d'une fenêtre : le watermark qui la ferme."""
+        return self.offset + window * self.slide + self.size - 1
+
+    def closed(self, watermark: int) -> int:
+        """Numéro de la dernière fenêtre que ``watermark`` ferme."""
+        return (watermark + 1 - self.size - self.offset) // self.slide
+
+
+class HopWindows:
+    """Fenêtres [début, fin[ alignées. ``grace`` : durée pendant laquelle un retard corrige une fenêtre close."""
+
+    def __init__(self, size: int, slide: int, grace: int = 0, offset: int = 0) -> None:
+        self.slicing = Slicing(size, slide, offset)
+        self.grace = grace
+        self.watermark = NEVER
+        self.slices: dict[int, dict[Key, Stats]] = {}
+        self.partly_late = 0  # événements en retard pour certaines de leurs fenêtres seulement
+        self._window: int | None = None  # la fenêtre dont _running est le contenu : la dernière close
+        self._running: dict[Key, Stats] = {}
+        self._updated: dict[tuple[int, Key], None] = {}
+        self._late: list[Late] = []
+
+    # --- Entrer ---
+
+    def add(self, key: Key, value: Any, timestamp: int, tag: Any = None) -> bool:
+        """Un événement ; faux s'il est refusé (voir ``take_late``)."""
+        if not self.add_slice(self.slicing.slice_of(timestamp), {key: [1, value, value, value]}):
+            self._late.append(Late(key, value, timestamp, self.watermark, tag))
+            return False
+        return True
+
+    def add_slice(self, number: int, contents: dict[Key, Stats]) -> bool:
+        """Des événements d'une même tranche, déjà comptés par clé ; faux, sans rien changer, s'ils sont refusés."""
+        windows = self.slicing.windows_of(number)
+        if not windows:
+            return True  # dans un trou entre deux fenêtres : il n'appartient à aucune
+        if self.slicing.last_instant(windows[-1]) + self.grace <= self.watermark:
+            return False
+        known = self.slices.setdefault(number, {})
+        for key, stats in contents.items():
+            if key in known:
+                merge(known[key], stats)
+            else:
+                known[key] = list(stats)
+        if self.slicing.last_instant(windows[0]) <= self.watermark:
+            self._correct(windows, contents)
+        return True
+
+    def _correct(self, windows: range, contents: dict[Key, Stats]) -> None:
+        """Un retard : la fenêtre courante l'a peut-être dans ses tranches ; des fenêtres closes sont à corriger."""
+        closed = self.slicing.closed(self.watermark)
+        if self._window is not None and self._window in windows:
+            for key, stats in contents.items():
+                merge(self._running[key], stats) if key in self._running else self._running.update({key: list(stats)})
+        for window in range(windows[0], min(closed, windows[-1]) + 1):
+            if self.slicing.last_instant(window) + self.grace > self.watermark:
+                self._updated.update(dict.fromkeys((window, key) for key in contents))
+            else:
+                self.partly_late += sum(stats[0] for stats in contents.values()) if window == windows[0] else 0
+
+    # --- Avancer ---
+
+    def advance(self, watermark: int) -> list[Result]:
+        """Les fenêtres que ``watermark`` ferme, par fin croissante puis par clé ; un watermark ne recule pas."""
+        if watermark <= self.watermark:
+            return []
+        before, self.watermark = self.watermark, watermark
+        last = self.slicing.closed(watermark)
+        found: list[Result] = []
+        window = self._next(self.slicing.closed(before) + 1)
+        while window is not None and window <= last:
+            self._move(window)
+            start = self.slicing.start(window)
+            end = start + self.slicing.size
+            rows = [Result(key, start, end, *stats) for key, stats in self._running.items()]
+            found += sorted(rows, key=_by_key)
+            window = self._next(window + 1)
+        self._forget()
+        return found
+
+    def _next(self, window: int) -> int | None:
+        """La première fenêtre à partir de ``window`` qui contient quelque chose."""
+        if self._running and self._window == window - 1 and self.slicing.slide <= self.slicing.size:
+            return window  # presque toujours : la suivante
+        first = self.slicing.slices_of(window)[0]
+        later = [number for number in self.slices if number >= first]
+        return max(window, self.slicing.windows_of(min(later))[0]) if later else None
+
+    def _move(self, window: int) -> None:
+        """Fait de ``window`` la fenêtre courante."""
+        wanted = self.slicing.slices_of(window)
+        held = self.slicing.slices_of(self._window) if self._window is not None else range(0)
+        if not held or wanted.start >= held.stop:
+            self._running = {}
+            held = range(wanted.start, wanted.start)
+        for number in range(held.stop, wanted.stop):
+            for key, stats in self.slices.get(number, {}).items():
+                if key in self._running:
+                    merge(self._running[key], stats)
+                else:
+                    self._running[key] = list(stats)
+        self._remove(range(held.start, wanted.start), wanted)
+        self._window = window
+
+    def _remove(self, leaving: range, wanted: range) -> None:
+        """Des tranches sortent : le nombre et la somme se retranchent ; un extrême qui sort se cherche à nouveau."""
+        stale: set[Key] = set()
+        for number in leaving:
+            for key, stats in self.slices.get(number, {}).items():
+                running = self._running[key]
+                running[0] -= stats[0]
+                running[1] -= stats[1]
+                if not running[0]:
+                    del self._running[key]
+                    stale.discard(key)
+                elif stats[2] <= running[2] or stats[3] >= running[3]:
+                    stale.add(key)
+        for key in stale:
+            left = [self.slices[number][key] for number in wanted if key in self.slices.get(number, ())]
+            running = self._running[key]
+            running[2] = min(stats[2] for stats in left)
+            running[3] = max(stats[3] for stats in left)
+
+    def _forget(self) -> None:
+        """Oublie les tranches dont toutes les fenêtres sont closes, tolérance passée, et que rien ne tient plus."""
+        held = self.slicing.slices_of(self._window) if self._window is not None else range(0)
+        for number in sorted(self.slices):
+            if self.slicing.last_instant(self.slicing.windows_of(number)[-1]) + self.grace > self.watermark:
+                break
+            if number not in held:
+                del self.slices[number]
+
+    # --- Regarder ---
+
+    def take_updates(self) -> list[Result]:
+        """Les fenêtres closes que des retards ont corrigées depuis le dernier appel (``grace``)."""
+        found = [self.current(key, window) for window, key in self._updated]
+        self._updated.clear()
+        return sorted(found, key=lambda result: (result.end, *_by_key(result)))
+
+    def take_late(self) -> list[Late]:
+        """Les événements refusés depuis le dernier appel."""
+        late, self._late = self._late, []
+        return late
+
+    def current(self, key: Key, window: int) -> Result:
+        """Contenu présent d'une fenêtre, donnée par son numéro ; KeyError s'il n'y a rien."""
+        stats: Stats | None = None
+        for number in self.slicing.slices_of(window):
+            if found := self.slices.get(number, {}).get(key):
+                if stats is None:
+                    stats = list(found)
+                else:
+                    merge(stats, found)
+        if stats is None:
+            raise KeyError(key)
+        start = self.slicing.start(window)
+        count, total, lowest, highest = stats
+        return Result(key, start, start + self.slicing.size, count, total, lowest, highest, final=False)
+
+    def open_until(self, number: int) -> int:
+        """Watermark à partir duquel une tranche ne compte plus pour rien."""
+        windows = self.slicing.windows_of(number)
+        return self.slicing.last_instant(windows[-1]) + self.grace if windows else NEVER
+
+
+class _Trail:
+    """Les événements d'une clé : ceux qui attendent le watermark, et ceux des ``size`` dernières millisecondes."""
+
+    __slots__ = ("events", "highest", "last", "lowest", "sum", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, int, Any, Any]] = []  # instant, rang d'arrivée, valeur, tag
+        self.events: deque[tuple[int, Any]] = deque()
+        self.lowest: deque[tuple[int, Any]] = deque()  # valeurs croissantes : la première est le minimum
+        self.highest: deque[tuple[int, Any]] = deque()  # valeurs décroissantes : la première est le maximum
+        self.sum: Any = 0
+        self.last = NEVER  # instant du dernier résultat rendu
+
+
+class TrailingWindows:
+    """Pour chaque événement, la fenêtre [instant - size, instant] de sa clé, rendue quand le watermark y arrive.
+
+    Un événement est refusé s'il n'est pas postérieur au dernier résultat rendu pour sa clé, comme dans Flink, ou
+    s'il a plus de ``size`` de retard sur le watermark : une clé qui se tait depuis si longtemps est oubliée.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size <= 0:
+            raise ValueError("size est strictement positif")
+        self.size = size
+        self.watermark = NEVER
+        self._trails: dict[Key, _Trail] = {}
+        self._rank = 0
+        self._late: list[Late] = []
+
+    def add(self, key: Key, value: Any, timestamp: int, tag: Any = None) -> bool:
+        """Un événement ; faux s'il est refusé (voir ``take_late``)."""
+        trail = self._trails.get(key)
+        if trail is None:
+            trail = self._trails[key] = _Trail()
+        if timestamp <= max(trail.last, self.watermark - self.size):
+            self._late.append(Late(key, value, timestamp, self.watermark, tag))
+            return False
+        self._rank += 1
+        trail.waiting.append((timestamp, self._rank, value, tag))
+        return True
+
+    def advance(self, watermark: int) -> list[Result]:
+        """Un résultat par événement que ``watermark`` atteint, par instant croissant puis par rang d'arrivée."""
+        if watermark < self.watermark:
+            return []
+        self.watermark = watermark
+        found: list[tuple[int, int, Result]] = []
+        silent = []
+        for key, trail in self._trails.items():
+            if trail.waiting:
+                trail.waiting.sort()
+                if trail.waiting[0][0] <= watermark:
+                    found += self._close(key, trail)
+            elif trail.last <= watermark - self.size:
+                silent.append(key)
+        for key in silent:
+            del self._trails[key]
+        found.sort(key=lambda item: item[:2])
+        return [result for _, _, result in found]
+
+    def _close(self, key: Key, trail: _Trail) -> Iterator[tuple[int, int, Result]]:
+        """Les résultats d'une clé ; ses événements en attente sont triés."""
+        waiting, count = trail.waiting, len(trail.waiting)
+        first = 0
+        while first < count and waiting[first][0] <= self.watermark:
+            instant, after = waiting[first][0], first
+            while after < count and waiting[after][0] == instant:  # ceux du même instant vont ensemble
+                self._push(trail, instant, waiting[after][2])
+                after += 1
+            self._evict(trail, instant - self.size)
+            values = (len(trail.events), trail.sum, trail.lowest[0][1], trail.highest[0][1])
+            for _, rank, _, tag in waiting[first:after]:
+                yield instant, rank, Result(key, instant - self.size, instant, *values, tag=tag)
+            trail.last = instant
+            first = after
+        del waiting[:first]
+
+    @staticmethod
+    def _push(trail: _Trail, instant: int, value: Any) -> None:
+        trail.events.append((instant, value))
+        trail.sum += value
+        while trail.lowest and trail.lowest[-1][1] >= value:
+            trail.lowest.pop()
+        trail.lowest.append((instant, value))
+        while trail.highest and trail.highest[-1][1] <= value:
+            trail.highest.pop()
+        trail.highest.append((instant, value))
+
+    @staticmethod
+    def _evict(trail: _Trail, start: int) -> None:
+        while trail.events[0][0] < start:
+            trail.sum -= trail.events.popleft()[1]
+        while trail.lowest[0][0] < start:
+            trail.lowest.popleft()
+        while trail.highest[0][0] < start:
+            trail.highest.popleft()
+
+    def take_updates(self) -> list[Result]:
+        """Toujours vide : un résultat rendu ne change plus."""
+        return []
+
+    def take_late(self) -> list[Late]:
+        """Les événements refusés depuis le dernier appel."""
+        late, self._late = self._late, []
+        return late
+
+
+class Watermarks:
+    """Le watermark de chaque partition, et celui de l'ensemble : le plus petit de ceux qui ne sont pas inactifs.
+
+    Une partition dont on ne sait rien retient tout, comme dans Flink, jusqu'à ce qu'elle soit dite inactive.
+    """
+
+    def __init__(self, partitions: Iterable[int]) -> None:
+        self.by_partition: dict[int, int] = dict.fromkeys(partitions, NEVER)
+        self.idle: set[int] = set()
+        self.overall = NEVER
+
+    def update(self, partition: int, watermark: int) -> int:
+        """La partition en est à ``watermark`` et n'est plus inactive ; rend le watermark de l'ensemble."""
+        self.idle.discard(partition)
+        self.by_partition[partition] = max(watermark, self.by_partition[partition])
+        return self._overall()
+
+    def set_idle(self, partition: int) -> int:
+        """La partition est inactive : elle ne retient plus les autres ; rend le watermark de l'ensemble."""
+        self.idle.add(partition)
+        return self._overall()
+
+    def _overall(self) -> int:
+        active = [watermark for partition, watermark in self.by_partition.items() if partition not in self.idle]
+        self.overall = max(self.overall, min(active, default=NEVER))
+        return self.overall
+
+
+def _by_key(result: Result) -> tuple[bool, Any]:
+    """Ordre des clés : les absentes d'abord, les autres par leur texte."""
+    return (result.key is not None, "" if result.key is None else str(result.key))

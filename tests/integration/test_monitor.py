@@ -1,0 +1,172 @@
+"""kafka_monitor.py sur un vrai cluster : chaque fenêtre une fois, juste, quoi qu'il arrive aux moniteurs."""
+
+import json
+import signal
+from collections import Counter, defaultdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from exercice2.transactions import Transaction, generate, parse, to_json
+from tests.lab import BankLab, Running, headers, wait_until
+
+SIZE, DELAY = timedelta(seconds=60), timedelta(seconds=5)
+Content = tuple[int, Decimal, Decimal, Decimal]
+Windows = dict[tuple[str, str], Content]
+
+
+def instant(text: str) -> datetime:
+    """Un instant en texte."""
+    return datetime.fromisoformat(text)
+
+
+def transactions(messages: list[Message]) -> list[tuple[int, Transaction]]:
+    """Partition et transaction de chaque message."""
+    now = datetime.now(UTC)
+    return [(message.partition() or 0, parse(message.value(), now)) for message in messages]
+
+
+def oracle(lab: BankLab, by: str | None, slide: timedelta) -> Windows:
+    """Les fenêtres que le topic doit donner, calculées une par une ; sans retard."""
+    found: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
+    highest: dict[int, datetime] = {}
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    for partition, transaction in transactions(lab.messages(lab.topic)):
+        highest[partition] = max(highest.get(partition, epoch), transaction.timestamp)
+        start = epoch + (transaction.timestamp - epoch) // slide * slide
+        while start + SIZE > transaction.timestamp:
+            key = "toutes" if by is None else str(getattr(transaction, by))
+            found[key, (start + SIZE).isoformat()].append(transaction.montant)
+            start -= slide
+    watermark = min(highest.values()) - DELAY
+    closed = {place: amounts for place, amounts in found.items() if instant(place[1]) <= watermark}
+    return {place: (len(a), sum(a, Decimal(0)), min(a), max(a)) for place, a in closed.items()}
+
+
+def published(lab: BankLab) -> Windows:
+    """Les fenêtres publiées ; échoue si l'une l'est deux fois."""
+    found: Windows = {}
+    for message in lab.messages(lab.windows):
+        row: dict[str, Any] = json.loads(message.value() or b"", parse_float=Decimal)
+        place = row["cle"], instant(row["fin"]).isoformat()
+        assert (message.key() or b"").decode() == f"{row['cle']}|{row['fin']}"
+        assert place not in found, f"{place} est publiée deux fois"
+        found[place] = row["nombre"], *(Decimal(row[f"montant_{name}"]) for name in ("total", "min", "max"))
+    return found
+
+
+def send(lab: BankLab, *items: tuple[str, float]) -> None:
+    """Envoie des transactions : compte, et instant en secondes depuis le 1er janvier 2026."""
+    base = datetime(2026, 1, 1, tzinfo=UTC)
+    for number, (compte, seconds) in enumerate(items):
+        one = next(generate(number, base, 1))
+        moved = one._replace(compte=compte, timestamp=base + timedelta(seconds=seconds), id=f"{compte}-{seconds}")
+        lab.send_raw(to_json(moved))
+
+
+@pytest.mark.parametrize(("by", "slide"), [(None, 10), ("type", 1), ("compte", 60)])
+def test_every_window_once(bank_lab: BankLab, by: str | None, slide: int) -> None:
+    """Des transactions en désordre : les fenêtres de l'oracle, au centime ; relancé, rien de plus."""
+    options = ["--once", "--slide", str(slide), *(["--by", by] if by else [])]
+    for count in (8_000, 15_000):
+        bank_lab.generate(count, "--disorder", "4")
+        said = bank_lab.run("kafka_monitor", *options)
+        assert "0 en retard, 0 refusées" in said
+        assert published(bank_lab) == oracle(bank_lab, by, timedelta(seconds=slide))
+    assert "0 fenêtres publiées" in bank_lab.run("kafka_monitor", *options)
+
+
+def test_one_window_per_transaction(bank_lab: BankLab) -> None:
+    """--slide event : pour chaque transaction, la minute qui la précède dans son compte, bornes comprises."""
+    bank_lab.generate(9_000, "--disorder", "4")
+    bank_lab.run("kafka_monitor", "--once", "--slide", "event", "--by", "compte")
+    found = {row["id"]: row for row in (json.loads(m.value() or b"") for m in bank_lab.messages(bank_lab.windows))}
+    assert len(found) == len(bank_lab.messages(bank_lab.windows)) > 7_000
+    by_account: dict[str, list[Transaction]] = defaultdict(list)
+    for _, transaction in transactions(bank_lab.messages(bank_lab.topic)):
+        by_account[transaction.compte].append(transaction)
+    for one in (transaction for known in by_account.values() for transaction in known if transaction.id in found):
+        near = [t.montant for t in by_account[one.compte] if one.timestamp - SIZE <= t.timestamp <= one.timestamp]
+        row = found[one.id]
+        assert (row["nombre"], Decimal(str(row["montant_total"]))) == (len(near), sum(near))
+
+
+def test_what_is_refused_is_kept(bank_lab: BankLab) -> None:
+    """Trop en retard, trop en avance, illisible : dans la file des lettres mortes, octets compris ; le reste compte."""
+    send(bank_lab, ("FR1", 10), ("FR1", 200))
+    assert "6 fenêtres publiées" in bank_lab.run("kafka_monitor", "--once")
+    send(bank_lab, ("FR1", 20), ("FR1", 150), ("FR1", 86400 * 365 * 50))
+    bank_lab.send_raw(b"pas du JSON")
+    said = bank_lab.run("kafka_monitor", "--once")
+    assert "1 en retard, 2 refusées" in said
+    assert {end[11:19]: content[0] for (_, end), content in published(bank_lab).items()} == {
+        "00:00:20": 1, "00:00:30": 1, "00:00:40": 1, "00:00:50": 1, "00:01:00": 1, "00:01:10": 1,
+    }  # fmt: skip
+    reasons = {raw: said["dlq.reason"] for raw, said in bank_lab.letters(f"{bank_lab.windows}-dlq")}
+    assert len(reasons) == 3
+    assert "futur" in next(reason for raw, reason in reasons.items() if b"2075" in (raw or b""))
+    late = next(reason for raw, reason in reasons.items() if b"00:00:20.000Z" in (raw or b""))
+    assert late == "en retard : toutes ses fenêtres étaient closes au watermark 2026-01-01T00:03:15.000Z"
+    send(bank_lab, ("FR1", 300))
+    bank_lab.run("kafka_monitor", "--once")
+    assert published(bank_lab)["toutes", "2026-01-01T00:03:30+00:00"][0] == 2, "150 comptait encore"
+
+
+def test_corrections_and_alerts(bank_lab: BankLab) -> None:
+    """--grace publie les fenêtres corrigées, marquées ; --alert signale celles qui passent le seuil."""
+    options = ("--once", "--slide", "60", "--grace", "600", "--alert", "nombre >= 2")
+    send(bank_lab, ("FR1", 10), ("FR1", 100))
+    assert "1 fenêtres publiées, 0 corrections" in bank_lab.run("kafka_monitor", *options)
+    send(bank_lab, ("FR1", 50))
+    assert "0 fenêtres publiées, 1 corrections" in bank_lab.run("kafka_monitor", *options)
+    rows = [json.loads(message.value() or b"") for message in bank_lab.messages(bank_lab.windows)]
+    assert [(row["nombre"], row.get("correction", False)) for row in rows] == [(1, False), (2, True)]
+    (alert,) = (json.loads(message.value() or b"") for message in bank_lab.messages(bank_lab.alerts))
+    assert (alert["alerte"], alert["fenetre"]["nombre"]) == ("nombre >= 2", 2)
+
+
+def test_idle_partition(bank_lab: BankLab) -> None:
+    """Une partition muette ne retient pas les autres ; son passé, venu ensuite, est gardé, octets compris."""
+    monitor = bank_lab.start("kafka_monitor", "--idle-timeout", "2", "--slide", "60")
+    monitor.wait_for("Fenêtres de")
+    send(bank_lab, ("FR1", 10), ("FR1", 500))
+    wait_until(lambda: len(bank_lab.messages(bank_lab.windows)) == 1, 60, lambda: monitor.text)
+    producer = [next(generate(9, datetime(2026, 1, 1, tzinfo=UTC), 1))._replace(compte="autre")]
+    other = to_json(producer[0])
+    bank_lab.send_raw(other, key=b"ailleurs")
+    wait_until(lambda: len(bank_lab.letters(f"{bank_lab.windows}-dlq")) == 1, 60, lambda: monitor.text)
+    assert monitor.stop(signal.SIGINT) == 0
+    ((raw, said),) = bank_lab.letters(f"{bank_lab.windows}-dlq")
+    assert raw == other
+    assert said["dlq.reason"].startswith("en retard")
+    assert len(published(bank_lab)) == 1
+
+
+def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:
+    """De un à trois moniteurs, puis un, tués net au passage : chaque fenêtre une fois, juste."""
+    options = ("--slide", "1", "--idle-timeout", "5")
+    producer = bank_lab.start("producer_resilient", "--generate", "--seed", "1", "--rate", "2000", "--count", "60000")
+    monitors: list[Running] = [bank_lab.start("kafka_monitor", *options)]
+
+    def more(count: int) -> None:
+        before = len(bank_lab.messages(bank_lab.windows))
+        texts = lambda: "\n".join(monitor.text for monitor in monitors)  # noqa: E731
+        wait_until(lambda: len(bank_lab.messages(bank_lab.windows)) >= before + count, 90, texts)
+
+    more(3)
+    monitors += [bank_lab.start("kafka_monitor", *options) for _ in range(2)]
+    more(5)
+    monitors.pop(0).stop(signal.SIGKILL)
+    more(5)
+    assert monitors.pop().stop(signal.SIGTERM) == 0
+    more(3)
+    monitors.pop().stop(signal.SIGKILL)
+    assert producer.process.wait(90) == 0
+    bank_lab.run("kafka_monitor", "--once", *options)
+    assert published(bank_lab) == oracle(bank_lab, None, timedelta(seconds=1))
+    assert Counter(bank_lab.ids(bank_lab.topic)).most_common(1)[0][1] == 1
+    assert not bank_lab.letters(f"{bank_lab.windows}-dlq")
+    assert {"dlq"} & headers(bank_lab.messages(bank_lab.topic)[0]).keys() == set()

@@ -1,0 +1,214 @@
+"""Les deux étages du moniteur : égaux aux fenêtres simples, et rejouables n'importe où. Sans serveur."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows
+from exercice2.results import alert_option, euros, instant_text, mean, to_row
+from exercice2.transactions import InvalidTransaction, generate, parse, to_json
+from exercice2.windows import NEVER, HopWindows, Result, TrailingWindows
+
+BASE = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
+NOW = BASE + 10**12
+TEMPLATE = {
+    "id": "", "timestamp": "", "montant": 0, "type": "paiement", "compte": "a", "region": "Bretagne", "canal": "web",
+}  # fmt: skip
+
+
+@dataclass
+class Message:
+    """Un message Kafka, ce qu'il en faut."""
+
+    raw: bytes
+    place: int
+
+    def value(self) -> bytes:
+        """Ses octets."""
+        return self.raw
+
+    def offset(self) -> int:
+        """Sa place."""
+        return self.place
+
+
+def message(place: int, key: str, cents: int, instant: int) -> Message:
+    """Le message d'une transaction."""
+    fields = TEMPLATE | {"id": str(place), "timestamp": instant_text(BASE + instant), "compte": key}
+    return Message(json.dumps(fields | {"montant": cents / 100}).encode(), place)
+
+
+def new(slide: int | None, size: int = 60, grace: int = 0) -> Windows:
+    """Des fenêtres de 60 ms."""
+    return TrailingWindows(size) if slide is None else HopWindows(size, slide, grace)
+
+
+events_of = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 99), st.integers(0, 400)), min_size=1, max_size=60
+)
+slides = st.sampled_from([10, 60, 7, 90, None])
+
+
+def combine(combiner: Combiner, partition: int, messages: list[Message], cuts: list[int]) -> list[Partial]:
+    """Les Partial de messages, coupés en morceaux."""
+    edges = sorted({0, *(cut % (len(messages) + 1) for cut in cuts), len(messages)})
+    found = []
+    for start, stop in pairwise(edges):
+        partial, rejected = combiner.combine(partition, messages[start:stop], NOW)
+        assert not rejected
+        found.append(msgspec.json.decode(msgspec.json.encode(partial), type=Partial))
+    return found
+
+
+def content(results: list[Result]) -> list[Any]:
+    """Les résultats, comparables."""
+    return sorted((r.key, r.start, r.end, r.count, r.sum, r.min, r.max, r.final, str(r.tag)) for r in results)
+
+
+@given(events=events_of, slide=slides, delay=st.integers(0, 60), cuts=st.lists(st.integers(0, 60), max_size=8))
+def test_two_stages_equal_one(
+    events: list[tuple[str, int, int]], slide: int | None, delay: int, cuts: list[int]
+) -> None:
+    """Une partition, coupée n'importe où : comme des fenêtres que chaque événement fait avancer."""
+    simple = new(slide)
+    expected: list[Result] = []
+    late, highest = [], NEVER
+    for number, (key, cents, instant) in enumerate(events):
+        if not simple.add(key, cents, BASE + instant, str(number) if slide is None else None):
+            late.append(number)
+        highest = max(highest, BASE + instant)
+        expected += simple.advance(highest - delay)
+    simple_slicing = simple.slicing if isinstance(simple, HopWindows) else None
+    combiner = Combiner(Reader("compte", 0), simple_slicing, delay)
+    merger = Merger(new(slide), [0], 0, None)
+    found: list[Result] = []
+    messages = [message(number, *event) for number, event in enumerate(events)]
+    for offset, partial in enumerate(combine(combiner, 0, messages, cuts)):
+        found += merger.apply(offset, partial)
+    assert content(found) == content(expected)
+    assert sorted(item.offset for item in merger.late) == late
+    assert not merger.late_slices
+
+
+@given(
+    streams=st.lists(events_of, min_size=1, max_size=3), slide=slides, delay=st.integers(0, 60),
+    order=st.randoms(use_true_random=False), stop=st.integers(0, 100),
+)  # fmt: skip
+def test_restart_anywhere(
+    streams: list[list[tuple[str, int, int]]], slide: int | None, delay: int, order: Any, stop: int
+) -> None:
+    """Un arrêt après n'importe quel Partial : repris à la place validée, rien ne manque ni ne double."""
+    grace = order.choice([0, 30])
+    slicing = windows.slicing if isinstance(windows := new(slide), HopWindows) else None
+    log: list[Partial] = []
+    for partition, events in enumerate(streams):
+        messages = [message(number, *event) for number, event in enumerate(events)]
+        own = combine(Combiner(Reader("compte", 0), slicing, delay), partition, messages, [order.randrange(99)] * 3)
+        if order.random() < 0.3:
+            own.insert(order.randrange(len(own) + 1), Partial(partition, NEVER, idle=True))
+        for partial in own:  # dans l'ordre de la partition, mêlé au hasard aux autres
+            places = [n for n in range(len(log) + 1) if all(p.partition != partition for p in log[n:])]
+            log.insert(order.choice(places), partial)
+    whole = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    expected = [result for offset, partial in enumerate(log) for result in whole.apply(offset, partial)]
+    first = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    stop %= len(log) + 1
+    found = [result for offset, partial in enumerate(log[:stop]) for result in first.apply(offset, partial)]
+    saved = msgspec.json.decode(msgspec.json.encode(first.position), type=Position)
+    second = Merger(new(slide, grace=grace), range(len(streams)), first.low, saved)
+    for offset in range(first.low, len(log)):
+        found += second.apply(offset, log[offset])
+    assert content(found) == content(expected)
+    assert [*first.late, *second.late] == whole.late
+    assert [*first.late_slices, *second.late_slices] == whole.late_slices
+    assert second.marks.overall == whole.marks.overall
+
+
+def test_idle_partition_comes_back_late() -> None:
+    """Une partition inactive revient avec du passé : ses tranches sont refusées, et désignées pour être retrouvées."""
+    windows = HopWindows(60, 10)
+    merger = Merger(windows, [0, 1], 0, None)
+    merger.apply(0, Partial(1, NEVER, idle=True))
+    reader = Reader("compte", 0)
+    (ahead,) = combine(Combiner(reader, windows.slicing, 5), 0, [message(0, "a", 5, 500)], [])
+    assert merger.apply(1, ahead) == []
+    (back,) = combine(Combiner(reader, windows.slicing, 5), 1, [message(7, "a", 5, 100), message(8, "a", 5, 460)], [])
+    merger.apply(2, back)
+    (late,) = merger.late_slices
+    assert (late.partial.first, late.partial.last, len(late.numbers)) == (7, 8, 1)
+    assert merger.marks.overall == BASE + 495
+
+
+def test_low_follows() -> None:
+    """La place à retenir avance avec le watermark : une minute de Partial à relire, pas plus."""
+    windows = HopWindows(60, 10)
+    combiner, merger = Combiner(Reader(None, 0), windows.slicing, 5), Merger(windows, [0], 0, None)
+    for number in range(1000):
+        partial, _ = combiner.combine(0, [message(number, "a", 1, number)], NOW)
+        merger.apply(number, partial)
+        assert number - merger.low < 60 + 5 + 10 + 60
+
+
+@pytest.mark.parametrize("by", [None, "type", "region", "compte", "canal"])
+def test_reader_agrees_with_parse(by: str | None) -> None:
+    """Le chemin rapide lit ce que lit ``parse``, au centime et à la milliseconde."""
+    reader = Reader(by, 10**9)
+    transactions = generate(3, datetime(2026, 1, 1, tzinfo=UTC), 7.3)
+    for transaction, _ in zip(transactions, range(2000), strict=False):
+        key, cents, instant, id = reader.read(to_json(transaction), NOW)
+        assert key == (None if by is None else getattr(transaction, by))
+        assert Decimal(cents) / 100 == transaction.montant
+        assert datetime.fromtimestamp(instant / 1000, UTC) == transaction.timestamp
+        assert id == transaction.id
+
+
+anything = st.none() | st.text(max_size=4) | st.floats() | st.integers()
+
+
+@given(change=st.dictionaries(st.sampled_from(sorted(TEMPLATE)), anything))
+def test_reader_refuses_what_parse_refuses(change: dict[str, Any]) -> None:
+    """Le chemin rapide et ``parse`` rendent le même verdict, quoi qu'on leur donne."""
+    good = TEMPLATE | {"id": "x", "timestamp": "2026-01-01T00:00:00.000Z", "montant": 1.5}
+    value = json.dumps(good | change, allow_nan=True).encode()
+
+    def verdict(read: Any) -> bool:
+        try:
+            read(value)
+        except InvalidTransaction:
+            return False
+        return True
+
+    now = datetime.fromtimestamp(NOW / 1000, UTC)
+    reader = Reader(None, 86_400_000)
+    reader.read(json.dumps(good).encode(), NOW)
+    assert verdict(lambda v: reader.read(v, NOW)) == verdict(lambda v: parse(v, now))
+
+
+def test_far_future_is_refused() -> None:
+    """Une transaction de demain fermerait tout : elle est refusée, et n'avance pas le watermark."""
+    combiner = Combiner(Reader(None, 60_000), HopWindows(60, 10).slicing, 5)
+    _, rejected = combiner.combine(0, [message(0, "a", 1, 0), message(1, "a", 1, 60_001)], BASE)
+    assert [rank for rank, _ in rejected] == [1]
+    assert combiner.highest == BASE
+
+
+def test_rows_are_exact() -> None:
+    """Montants et moyennes exacts ; l'alerte compare des nombres exacts."""
+    assert bytes(euros(-5)) == b"-0.05"
+    assert bytes(euros(123456)) == b"1234.56"
+    assert bytes(mean(100, 3)) == b"0.333333"
+    assert bytes(mean(200, 3)) == b"0.666667"
+    assert bytes(mean(-1, 20_000)) == b"-0.000001"
+    row = to_row(Result(None, BASE, BASE + 60_000, 3, 1_000_001, 1, 999_999))
+    assert (row.cle, row.debut, row.fin) == ("toutes", "2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00.000Z")
+    assert alert_option("montant_total > 10000").holds(row)
+    assert not alert_option("montant_total > 10000.01").holds(row)
+    assert alert_option("par_seconde<=0.05").holds(row)

@@ -1,0 +1,249 @@
+"""Les fenêtres : les cas de sept autres moteurs, un oracle par force brute, des propriétés. Sans serveur."""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commun.settings import ROOT
+from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindows, Watermarks
+from tests.window_cases import CASES, END, Case, Row, load
+
+ORIGINALS = ROOT.parent / "shared" / "window_cases"
+Event = tuple[Any, int, int]  # clé, valeur, instant
+
+
+# --- Les cas des autres moteurs ---
+
+
+def play(case: Case, windows: HopWindows | TrailingWindows) -> None:
+    """Fait passer un cas au moteur, et compare à chaque pas qui annonce quelque chose."""
+    seen: list[Result] = []
+    unchecked: list[Result] = []
+    refused = 0
+    event: list[Any] = []
+    for step in case["steps"]:
+        if "event" in step:
+            event = step["event"]
+            refused += not windows.add(*event[:3], *event[3:])
+        elif "watermark" in step:
+            if step["watermark"] is not None:
+                rows = windows.advance(step["watermark"])
+                unchecked += [row for row in rows if not (case["at_zero"] and row.start < 0)]
+            if step["final"] is not None:
+                if step["final"] != "any":
+                    same(unchecked, step["final"])
+                seen += unchecked
+                unchecked = []
+        elif "current" in step:
+            assert isinstance(windows, HopWindows)
+            touched = windows.slicing.windows_of(windows.slicing.slice_of(event[2]))
+            still_open = [n for n in touched if windows.slicing.last_instant(n) > windows.watermark]
+            rows = [windows.current(event[0], number) for number in still_open]
+            same([row for row in rows if not (case["at_zero"] and row.start < 0)], step["current"])
+        elif "late" in step:
+            assert refused == step["late"]
+        else:
+            rows = seen + unchecked
+            expected = step["all"] if "all" in step else step["has"]
+            assert "has" in step or len(rows) == len(expected)
+            for row in expected:
+                assert any(matches(result, row) for result in rows), row
+
+
+def matches(result: Result, row: Row) -> bool:
+    """Vrai si un résultat a les champs de ``row``."""
+    return all(getattr(result, name) == value for name, value in row.items())
+
+
+def same(results: list[Result], rows: list[Row]) -> None:
+    """Autant de résultats que de lignes, et chaque ligne en a un."""
+    assert len(results) == len(rows), results
+    for row in rows:
+        assert any(matches(result, row) for result in results), (row, results)
+
+
+@pytest.mark.parametrize("case", json.loads(CASES.read_text(encoding="utf-8")), ids=lambda case: case["id"])
+def test_case_of_another_engine(case: Case) -> None:
+    """Kafka Streams, Flink, Quix, Bytewax, Spark, Beam, Scotty : les mêmes entrées donnent les mêmes fenêtres."""
+    if case["kind"] == "hop":
+        play(case, HopWindows(case["size"], case["slide"], offset=case["offset"]))
+    else:
+        play(case, TrailingWindows(case["size"]))
+
+
+@pytest.mark.skipif(not ORIGINALS.is_dir(), reason="les cas d'origine ne sont pas sur cette machine")
+def test_cases_are_the_originals() -> None:
+    """La copie des cas est celle que donnent les originaux."""
+    assert json.loads(CASES.read_text(encoding="utf-8")) == json.loads(json.dumps(load(ORIGINALS)))
+
+
+# --- L'oracle ---
+
+
+def stats(values: list[int]) -> tuple[int, int, int, int]:
+    """Nombre, somme, minimum, maximum."""
+    return len(values), sum(values), min(values), max(values)
+
+
+def hop_oracle(events: Iterable[Event], size: int, slide: int) -> dict[tuple[Any, int], tuple[int, int, int, int]]:
+    """Fenêtres [k * slide, k * slide + size[ de chaque clé, en essayant toutes celles qui pourraient convenir."""
+    found: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    for key, value, instant in events:
+        for window in range((instant - size) // slide - 1, instant // slide + 2):
+            if window * slide <= instant < window * slide + size:
+                found[key, window * slide].append(value)
+    return {place: stats(values) for place, values in found.items()}
+
+
+def as_dict(results: Iterable[Result]) -> dict[tuple[Any, int], tuple[int, int, int, int]]:
+    """Les mêmes, d'après le moteur ; échoue si une fenêtre sort deux fois."""
+    found: dict[tuple[Any, int], tuple[int, int, int, int]] = {}
+    for row in results:
+        assert (row.key, row.start) not in found, f"{row} est sortie deux fois"
+        found[row.key, row.start] = (row.count, row.sum, row.min, row.max)
+    return found
+
+
+instants = st.integers(-300, 300) | st.integers(-(10**15), 10**15) | st.integers(10**6, 10**6 + 100)
+events_of = st.lists(st.tuples(st.sampled_from("abc"), st.integers(-50, 50), instants), max_size=60)
+sizes = st.sampled_from([(60, 10), (60, 60), (10, 3), (7, 5), (3, 10), (100, 1), (1, 1), (50, 49), (12, 8)])
+
+
+@given(events=events_of, shape=sizes, cuts=st.lists(instants, max_size=6))
+def test_hop_equals_the_oracle(events: list[Event], shape: tuple[int, int], cuts: list[int]) -> None:
+    """Tout désordre, tous pas, tous instants : sans retard, les fenêtres sont celles de l'oracle, une fois chacune."""
+    windows = HopWindows(*shape)
+    found: list[Result] = []
+    left = sorted(events, key=lambda event: event[2])
+    for cut in [*sorted(cuts), END]:
+        now = [event for event in left if event[2] <= cut]
+        left = [event for event in left if event[2] > cut]
+        random.Random(cut).shuffle(now)
+        for event in now:
+            assert windows.add(*event)
+        found += windows.advance(cut)
+    assert as_dict(found) == hop_oracle(events, *shape)
+    assert [row.end for row in found] == sorted(row.end for row in found)
+    assert not windows.take_late()
+
+
+@given(events=events_of, shape=sizes, delay=st.integers(0, 80), grace=st.sampled_from([0, 0, 15, 200]))
+def test_hop_late_events(events: list[Event], shape: tuple[int, int], delay: int, grace: int) -> None:
+    """Le retard se juge fenêtre par fenêtre, contre un oracle qui tient chaque fenêtre à part."""
+    size, slide = shape
+    windows = HopWindows(size, slide, grace)
+    contents: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    emitted: set[tuple[Any, int]] = set()
+    highest = watermark = NEVER
+    for key, value, instant in events:
+        starts = [n * slide for n in range((instant - size) // slide - 1, instant // slide + 2)]
+        starts = [start for start in starts if start <= instant < start + size]
+        alive = [start for start in starts if start + size - 1 + grace > watermark]
+        assert windows.add(key, value, instant) == (bool(alive) or not starts)
+        corrected = {}
+        for start in alive:
+            contents[key, start].append(value)
+            if start + size - 1 <= watermark:
+                corrected[key, start] = stats(contents[key, start])
+        assert as_dict(windows.take_updates()) == corrected
+        highest = max(highest, instant)
+        watermark = max(watermark, highest - delay)
+        due = {place for place in contents if place[1] + size - 1 <= watermark} - emitted
+        due -= corrected.keys()
+        expected = {place: stats(contents[place]) for place in due}
+        emitted |= due | corrected.keys()
+        assert as_dict(windows.advance(watermark)) == expected
+
+
+@given(events=events_of, size=st.sampled_from([1, 10, 60, 500]), delay=st.integers(0, 80))
+def test_trailing_equals_the_oracle(events: list[Event], size: int, delay: int) -> None:
+    """Un résultat par événement accepté, égal aux ``size`` millisecondes qui le précèdent dans sa clé."""
+    windows = TrailingWindows(size)
+    accepted: list[tuple[Any, int, int, int]] = []
+    found: list[Result] = []
+    last: dict[Any, int] = defaultdict(lambda: NEVER)
+    watermark = NEVER
+    for rank, (key, value, instant) in enumerate(events):
+        on_time = instant > max(last[key], watermark - size)
+        assert windows.add(key, value, instant, rank) == on_time
+        if on_time:
+            accepted.append((key, value, instant, rank))
+        watermark = max(watermark, instant - delay)
+        rows = windows.advance(watermark)
+        found += rows
+        for row in rows:
+            last[row.key] = max(last[row.key], row.end)
+    found += windows.advance(END)
+    assert sorted(row.tag for row in found) == [rank for *_, rank in accepted]
+    for row in found:
+        inside = [v for key, v, instant, _ in accepted if key == row.key and row.end - size <= instant <= row.end]
+        assert (row.count, row.sum, row.min, row.max) == stats(inside)
+
+
+@given(events=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(0, 300)), max_size=40))
+def test_shuffle_within_the_delay(events: list[Event]) -> None:
+    """Mélanger des événements dans la limite du délai ne change aucun résultat final."""
+    ordered = sorted(events, key=lambda event: event[2])
+    shuffled = sorted(ordered, key=lambda event: event[2] + random.Random(str(event)).uniform(0, 20))
+
+    def finals(stream: list[Event]) -> dict[tuple[Any, int], tuple[int, int, int, int]]:
+        windows, found, highest = HopWindows(60, 10), [], NEVER
+        for key, value, instant in stream:
+            assert windows.add(key, value, instant)
+            highest = max(highest, instant)
+            found += windows.advance(highest - 20)
+        return as_dict([*found, *windows.advance(END)])
+
+    assert finals(shuffled) == finals(ordered)
+
+
+@given(shape=sizes, offset=st.integers(-20, 20), instant=st.integers(-(10**14), 10**14))
+def test_slicing(shape: tuple[int, int], offset: int, instant: int) -> None:
+    """Une tranche contient l'instant, n'est coupée par aucun bord, et ses fenêtres sont celles de l'instant."""
+    size, slide = shape
+    slicing = Slicing(size, slide, offset)
+    number = slicing.slice_of(instant)
+    start, end = slicing.bounds(number)
+    assert start <= instant < end
+    near = range((instant - offset - size) // slide - 1, (instant - offset) // slide + 2)
+    holding = [n for n in near if offset + n * slide <= instant < offset + n * slide + size]
+    assert list(slicing.windows_of(number)) == holding
+    for window in holding:
+        assert number in slicing.slices_of(window)
+        assert slicing.start(window) <= start
+        assert end <= slicing.start(window) + size
+
+
+def test_memory_does_not_grow() -> None:
+    """Mille heures de flux : les tranches gardées sont celles d'une fenêtre, pas plus."""
+    windows = HopWindows(60_000, 10_000)
+    for minute in range(60_000):
+        windows.add(minute % 10, 1, minute * 60_000)
+        windows.advance(minute * 60_000 - 5_000)
+        assert len(windows.slices) <= 16
+
+
+def test_watermarks() -> None:
+    """Le plus petit des partitions actives ; une inconnue retient tout ; il ne recule jamais."""
+    marks = Watermarks(range(3))
+    assert marks.update(0, 100) == NEVER
+    assert marks.update(1, 90) == NEVER
+    assert marks.set_idle(2) == 90
+    assert marks.update(1, 120) == 100
+    assert marks.update(2, 50) == 100
+    assert marks.update(0, 110) == 100
+    assert marks.update(2, 105) == 105
+    assert [marks.set_idle(n) for n in range(3)] == [105, 105, 105]  # plus personne : il reste où il est
+
+
+def test_cases_say_their_origin() -> None:
+    """Les cas copiés disent d'où ils viennent."""
+    cases = json.loads(CASES.read_text(encoding="utf-8"))
+    assert {case["source"]["license"] for case in cases} == {"Apache-2.0"}
+    assert len({case["source"]["repo"] for case in cases}) == 7
