@@ -28,6 +28,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
 from commun.kafka import (
+    ADMIN_SECONDS,
     DEAD_LETTER_TOPIC,
     Config,
     admin_config,
@@ -40,10 +41,9 @@ from commun.kafka import (
 from commun.transaction import Stopped, bounds
 from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
-from exercice2.results import Alert, Row, alert_option, instant_text, to_row
-from exercice2.screen import Numbers, Screen
+from exercice2.results import alert_option, instant_text, key_text, to_json
+from exercice2.screen import Numbers, Published, Screen
 from exercice2.stages import Place, Stage
-from exercice2.transactions import InvalidTransaction
 from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindows
 
 log = logging.getLogger("pipeline")
@@ -52,7 +52,6 @@ OUTPUT, ALERTS = "transactions-fenetres", "transactions-alertes"
 PARTIAL_BYTES = 33_554_432
 PARTIAL_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(PARTIAL_BYTES)}  # purgé par celui qui le lit
 PURGE_SECONDS = 60.0
-COMMIT_SECONDS = 0.5
 EVENT = "event"
 
 CONSUMER_CONFIG = {
@@ -74,7 +73,9 @@ PRODUCER_CONFIG = {
     "transaction.timeout.ms": 10_000,  # tué net, il ne bloque pas les autres plus longtemps
     "message.max.bytes": PARTIAL_BYTES,
     "partitioner": "murmur2_random",
-    "linger.ms": 5,
+    "linger.ms": 100,  # la validation n'attend pas : elle envoie tout
+    "batch.size": 1_000_000,
+    "queue.buffering.max.messages": 500_000,
     "compression.type": "lz4",
 }
 GUARANTEED = (
@@ -166,8 +167,8 @@ class Merging:
     def __init__(self, args: argparse.Namespace, config: Config, stage: Stage, numbers: Numbers) -> None:
         self.args, self.stage, self.numbers = args, stage, numbers
         self.merger: Merger | None = None
-        self.rows: list[Row] = []  # écrites, pas encore validées
-        self.ready: list[Row] = []  # validées, à afficher
+        self.rows: list[Published] = []  # écrites, pas encore validées
+        self.ready: list[Published] = []  # validées, à afficher
         self._side: Consumer = connect(Consumer, config | {"group.id": f"{args.group}-retards"})
         self._admin = AdminClient(admin_config(config))
         self._purge_at = time.monotonic() + PURGE_SECONDS
@@ -195,18 +196,14 @@ class Merging:
 
     def _publish(self, results: list[Result]) -> None:
         for result in results:
-            row = to_row(result)
-            value = msgspec.json.encode(row)
-            self.stage.write(self.args.output, value, f"{row.cle}|{row.fin}".encode())
+            value, key = to_json(result), f"{key_text(result.key)}|{instant_text(result.end)}".encode()
+            self.stage.write(self.args.output, value, key)
+            self.rows.append((result, value))
             for alert in self.args.alert:
-                if alert.holds(row):
-                    self._alert(alert, row)
-            self.rows.append(row)
-
-    def _alert(self, alert: Alert, row: Row) -> None:
-        value = msgspec.json.encode({"alerte": alert.text, "fenetre": row})
-        self.stage.write(self.args.alerts, value, f"{row.cle}|{row.fin}".encode())
-        self.numbers.alerts.append((alert.text, row))
+                if alert.holds(result):
+                    told = msgspec.json.encode({"alerte": alert.text, "fenetre": msgspec.Raw(value)})
+                    self.stage.write(self.args.alerts, told, key)
+                    self.numbers.alerts.append((alert.text, result))
 
     def places(self) -> dict[int, Place]:
         """Voir Handler."""
@@ -242,14 +239,10 @@ class Merging:
         """Les transactions de ces tranches, parmi celles que le Partial comptait."""
         partial, found = late.partial, list[Late]()
         slicing = Slicing(self.args.size_ms, self.args.slide_ms)
-        reader, highest = Reader(self.args.by, self.args.max_future_ms), partial.before
+        reader = Reader(self.args.by, self.args.max_future_ms)
         alone = {event.offset for event in partial.events}
-        for message in self._read(partial.partition, partial.first, partial.last):
-            try:
-                _, _, instant, _ = reader.read(message.value(), now_ms())
-            except InvalidTransaction:
-                continue
-            highest = max(highest, instant)
+        entries, _ = reader.read(self._read(partial.partition, partial.first, partial.last), now_ms())
+        for _, _, instant, message, _ in entries:
             if slicing.slice_of(instant) in late.numbers and message.offset() not in alone:
                 found.append(Late(partial.partition, message.offset() or 0, late.watermark))
         return found
@@ -272,6 +265,15 @@ class Merging:
         self._side.close()
 
 
+def count_partitions(config: Config, topic: str) -> int:
+    """Nombre de partitions de ``topic`` ; attend qu'un topic à peine créé soit connu de tous les brokers."""
+    admin = AdminClient(admin_config(config))
+    while True:
+        if count := len(admin.list_topics(topic, ADMIN_SECONDS).topics[topic].partitions):
+            return count
+        time.sleep(0.1)
+
+
 def now_ms() -> int:
     """L'heure présente, en millisecondes."""
     return time.time_ns() // 1_000_000
@@ -290,9 +292,8 @@ class Monitor:
     def __init__(self, args: argparse.Namespace, stop: Stop, config: Config, producer: Config) -> None:
         self.args, self.stop, self.config = args, stop, config
         self.numbers = Numbers()
-        self.first = Stage(args.topic, config | {"group.id": args.group}, producer, COMMIT_SECONDS, stop)
-        fusion = config | {"group.id": f"{args.group}-fusion"}
-        self.second = Stage(args.partials, fusion, producer, COMMIT_SECONDS, stop)
+        self.first = Stage(args.topic, config | {"group.id": args.group}, producer, stop)
+        self.second = Stage(args.partials, config | {"group.id": f"{args.group}-fusion"}, producer, stop, chunk=1)
         self.reading = Reading(args, self.first, self.numbers)
         self.merging = Merging(args, config, self.second, self.numbers)
         self.first.start(self.reading)
@@ -396,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NewTopic(args.alerts, 1, REPLICATION_FACTOR, config=TOPIC_CONFIG),
         NewTopic(args.dead_letters, 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
     )
-    args.partitions = len(AdminClient(admin_config(config)).list_topics(args.topic, 10).topics[args.topic].partitions)
+    args.partitions = count_partitions(config, args.topic)
     log.info("Fenêtres de %s (groupe %s), publiées dans %s.", args.topic, args.group, args.output)
     monitor = Monitor(args, stop, config, producer)
     try:

@@ -12,6 +12,7 @@ en retard voyage seul, avec le watermark de sa partition à son arrivée : l'ét
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -33,7 +34,10 @@ class Record(Protocol):
         """Sa place dans sa partition."""
 
 
-class Event(msgspec.Struct, array_like=True):
+Entry = tuple[str | None, int, int, Record, str]  # clé, centimes, instant, message, identifiant
+
+
+class Event(msgspec.Struct, array_like=True, gc=False):
     """Un événement qui voyage seul : en retard (fenêtres HOP), ou n'importe lequel (à chaque événement)."""
 
     key: str | None
@@ -53,11 +57,11 @@ class Partial(msgspec.Struct, omit_defaults=True):
     last: int = -1
     before: int = NEVER  # l'instant le plus avancé de la partition, avant ces messages
     idle: bool = False  # la partition n'a plus rien depuis longtemps : elle ne retient plus les autres
-    slices: list[tuple[int, list[tuple[str | None, int, int, int, int]]]] = []
-    events: list[Event] = []
+    slices: list[tuple[int, list[tuple[str | None, int, int, int, int]]]] = msgspec.field(default_factory=list)
+    events: list[Event] = msgspec.field(default_factory=list)
 
 
-class _Row(msgspec.Struct):
+class _Row(msgspec.Struct, gc=False):
     """Une transaction, contrôlée par msgspec : le chemin rapide, le même verdict que ``transactions.parse``."""
 
     id: Text
@@ -70,7 +74,7 @@ class _Row(msgspec.Struct):
 
 
 class Reader:
-    """Lit une transaction : clé, centimes, instant (ms), identifiant. ``by`` : le champ qui sert de clé, ou rien."""
+    """Lit des transactions. ``by`` : le champ qui sert de clé, ou rien ; ``max_future_ms`` : avance permise."""
 
     def __init__(self, by: str | None, max_future_ms: int) -> None:
         self.by, self.max_future = by, max_future_ms
@@ -78,37 +82,51 @@ class Reader:
         self._seconds: dict[str, int] = {}  # « 2026-01-31T23:59:59 » : lire une date coûte cher, presque toutes servent
         self._milliseconds = {f".{number:03d}Z": number for number in range(1000)}
 
-    def read(self, value: bytes | None, now_ms: int) -> tuple[str | None, int, int, str]:
-        """Lève InvalidTransaction si ce n'en est pas une, ou si elle est datée trop loin dans le futur."""
-        try:
-            row = self._decode(value or b"")
-            text = row.timestamp
-            instant = self._seconds[text[:19]] + self._milliseconds[text[19:]]
-            cents = round(row.montant * 100)  # exact : le flottant le plus proche d'un nombre de centimes y revient
-            if abs(row.montant * 100 - cents) > 1e-6:
-                raise InvalidTransaction("montant : deux décimales au plus")
-            found = None if self.by is None else getattr(row, self.by), cents, instant, row.id
-        except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = self._read_slowly(value)
-        if found[2] > now_ms + self.max_future:
-            raise InvalidTransaction("timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant")
-        return found
+    def read(self, records: Sequence[Record], now_ms: int) -> tuple[list[Entry], list[tuple[int, str]]]:
+        """Ce que portent des messages ; et ceux qui sont refusés : rang, raison.
 
-    def _read_slowly(self, value: bytes | None) -> tuple[str | None, int, int, str]:
-        transaction = parse(value, datetime.max.replace(tzinfo=UTC) - _YEAR)
+        Refuse ce qui n'est pas une transaction, et ce qui est daté de plus de ``max_future_ms`` après ``now_ms``.
+        """
+        decode, seconds, milliseconds = self._decode, self._seconds, self._milliseconds
+        key_of = attrgetter(self.by) if self.by else None
+        limit = now_ms + self.max_future
+        entries: list[Entry] = []
+        rejected: list[tuple[int, str]] = []
+        for rank, record in enumerate(records):
+            try:
+                row = decode(record.value() or b"")
+                text, scaled = row.timestamp, row.montant * 100
+                instant = seconds[text[:19]] + milliseconds[text[19:]]
+                cents = int(scaled + 0.5)  # exact : le flottant le plus proche d'un nombre de centimes y revient
+                if -1e-6 < scaled - cents < 1e-6 and instant <= limit:
+                    entries.append((key_of(row) if key_of else None, cents, instant, record, row.id))
+                    continue
+            except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass
+            try:
+                entries.append(self._read_slowly(record, limit))
+            except InvalidTransaction as error:
+                rejected.append((rank, str(error)))
+        return entries, rejected
+
+    def _read_slowly(self, record: Record, limit: int) -> Entry:
+        """Une seconde encore inconnue, ou un message à refuser avec une bonne raison."""
+        transaction = parse(record.value(), _FOREVER)
         moment = transaction.timestamp.replace(microsecond=0)
         seconds = (moment - _EPOCH) // _SECOND * 1000
         if len(self._seconds) > 100_000:
             self._seconds.clear()
         self._seconds[moment.strftime("%Y-%m-%dT%H:%M:%S")] = seconds
         instant = seconds + transaction.timestamp.microsecond // 1000
-        key = None if self.by is None else str(getattr(transaction, self.by))
-        return key, int(transaction.montant / CENT), instant, transaction.id
+        if instant > limit:
+            raise InvalidTransaction("timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant")
+        key = str(getattr(transaction, self.by)) if self.by else None
+        return key, int(transaction.montant / CENT), instant, record, transaction.id
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC) - _EPOCH
-_YEAR = datetime(1971, 1, 1, tzinfo=UTC) - _EPOCH
+_FOREVER = datetime(9000, 1, 1, tzinfo=UTC)  # c'est max_future_ms qui juge le futur
 
 
 class Combiner:
@@ -124,32 +142,25 @@ class Combiner:
 
     def combine(self, partition: int, records: Sequence[Record], now_ms: int) -> tuple[Partial, list[tuple[int, str]]]:
         """Des messages consécutifs, en un Partial ; et ceux qui sont refusés : rang dans ``records``, raison."""
-        before, rejected = self.highest, list[tuple[int, str]]()
+        before = self.highest
+        entries, rejected = self.reader.read(records, now_ms)
+        partial = Partial(partition, NEVER, records[0].offset() or 0, records[-1].offset() or 0, before)
         if self.slicing is None:
-            events = self._events(records, now_ms, rejected)
-            slices: dict[int, dict[str | None, Stats]] = {}
+            partial.events = self._events(entries)
         else:
-            slices, events = self._slices(self.slicing, records, now_ms, rejected)
-        packed = [
-            (number, [(key, *stats) for key, stats in contents.items()]) for number, contents in slices.items()
-        ]  # fmt: skip
-        first, last = records[0].offset() or 0, records[-1].offset() or 0
-        return Partial(partition, self.watermark, first, last, before, slices=packed, events=events), rejected
+            slices, partial.events = self._slices(self.slicing, entries)
+            for number, contents in slices.items():
+                partial.slices.append((number, [(key, *stats) for key, stats in contents.items()]))
+        partial.watermark = self.watermark
+        return partial, rejected
 
-    def _slices(
-        self, slicing: Slicing, records: Sequence[Record], now_ms: int, rejected: list[tuple[int, str]]
-    ) -> tuple[dict[int, dict[str | None, Stats]], list[Event]]:
-        read, slice_of, delay, highest = self.reader.read, slicing.slice_of, self.delay, self.highest
+    def _slices(self, slicing: Slicing, entries: list[Entry]) -> tuple[dict[int, dict[str | None, Stats]], list[Event]]:
+        slice_of, delay, highest = slicing.slice_of, self.delay, self.highest
         slices: dict[int, dict[str | None, Stats]] = {}
         late: list[Event] = []
         low = high = 0  # bornes de la tranche courante : presque toujours celle de l'événement suivant
         contents: dict[str | None, Stats] = {}
-        for rank, record in enumerate(records):
-            try:
-                key, value, instant, id = read(record.value(), now_ms)
-            except InvalidTransaction as error:
-                rejected.append((rank, str(error)))
-                continue
+        for key, value, instant, record, id in entries:
             if instant > highest:
                 highest = instant
             elif instant <= highest - delay and slicing.bounds(slice_of(instant))[1] - 1 <= highest - delay:
@@ -159,32 +170,26 @@ class Combiner:
                 number = slice_of(instant)
                 low, high = slicing.bounds(number)
                 contents = slices.setdefault(number, {})
-            stats = contents.get(key)
-            if stats is None:
+            if key in contents:
+                stats = contents[key]
+                stats[0] += 1
+                stats[1] += value
+                if value < stats[2]:
+                    stats[2] = value
+                elif value > stats[3]:
+                    stats[3] = value
+            else:
                 contents[key] = [1, value, value, value]
-                continue
-            stats[0] += 1
-            stats[1] += value
-            if value < stats[2]:
-                stats[2] = value
-            elif value > stats[3]:
-                stats[3] = value
         self.highest = highest
         return slices, late
 
-    def _events(self, records: Sequence[Record], now_ms: int, rejected: list[tuple[int, str]]) -> list[Event]:
-        events = []
-        for rank, record in enumerate(records):
-            try:
-                key, value, instant, id = self.reader.read(record.value(), now_ms)
-            except InvalidTransaction as error:
-                rejected.append((rank, str(error)))
-                continue
-            self.highest = max(self.highest, instant)
-            watermark = self.highest - self.delay
-            events.append(
-                Event(key, value, instant, id, record.offset() or 0, watermark if instant <= watermark else NEVER)
-            )
+    def _events(self, entries: list[Entry]) -> list[Event]:
+        events, highest, delay = [], self.highest, self.delay
+        for key, value, instant, record, id in entries:
+            highest = max(instant, highest)
+            watermark = highest - delay if instant <= highest - delay else NEVER
+            events.append(Event(key, value, instant, id, record.offset() or 0, watermark))
+        self.highest = highest
         return events
 
 

@@ -6,20 +6,21 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Self
 
-import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from commun.cli import french_number
-from exercice2.results import Row
-from exercice2.windows import NEVER
+from exercice2.results import instant_text, key_text, per_second
+from exercice2.windows import NEVER, Result
 
 KEPT = 30  # fenêtres retenues par clé, pour le trait
 KEYS = 15  # clés affichées
 REFRESH_SECONDS = 0.5
 BARS = "▁▂▃▄▅▆▇█"
+
+Published = tuple[Result, bytes]  # une fenêtre, et l'objet JSON publié
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Numbers:
     published: int = 0
     corrections: int = 0
     watermark: int = NEVER
-    alerts: deque[tuple[str, Row]] = field(default_factory=lambda: deque(maxlen=5))
+    alerts: deque[tuple[str, Result]] = field(default_factory=lambda: deque(maxlen=5))
     start: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
@@ -56,7 +57,7 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(stderr=False)
         self.live: Live | None = None
-        self._last: dict[str, deque[Row]] = {}
+        self._last: dict[str, deque[Result]] = {}
         self._shown_at = 0.0
 
     def __enter__(self) -> Self:
@@ -69,19 +70,18 @@ class Screen:
         if self.live:
             self.live.stop()
 
-    def show(self, rows: list[Row], numbers: Numbers) -> None:
+    def show(self, published: list[Published], numbers: Numbers) -> None:
         """De nouvelles fenêtres, et où en est le moniteur."""
-        corrections = sum(row.correction for row in rows)
+        corrections = sum(not result.final for result, _ in published)
         numbers.corrections += corrections
-        numbers.published += len(rows) - corrections
+        numbers.published += len(published) - corrections
         if self.live is None:
-            for row in rows:
-                sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-            if rows:
+            if published:
+                sys.stdout.write(b"\n".join([*(value for _, value in published), b""]).decode())
                 sys.stdout.flush()
             return
-        for row in rows:
-            self._last.setdefault(row.cle, deque(maxlen=KEPT)).append(row)
+        for result, _ in published:
+            self._last.setdefault(key_text(result.key), deque(maxlen=KEPT)).append(result)
         if time.monotonic() - self._shown_at > REFRESH_SECONDS:
             self._shown_at = time.monotonic()
             self.live.update(self._render(numbers), refresh=True)
@@ -91,23 +91,21 @@ class Screen:
         for name in ("clé", "fin (UTC)", "nombre", "total (€)", "moyenne (€)", "min (€)", "max (€)", "par s"):
             table.add_column(name, justify="left" if name == "clé" else "right")
         table.add_column("total, dernières fenêtres")
-        for key in sorted(self._last, key=lambda key: -amount(self._last[key][-1].montant_total))[:KEYS]:
-            row = self._last[key][-1]
-            amounts = (row.montant_total, row.montant_moyen, row.montant_min, row.montant_max)
-            cells = [french_number(amount(value), 2) for value in amounts]
-            rate = french_number(row.par_seconde, 1)
-            trend = sparkline([amount(past.montant_total) for past in self._last[key]])
-            table.add_row(key, row.fin[11:19], french_number(row.nombre), *cells, rate, trend)
-        alerts = [Text(f"ALERTE {text} : {row.cle}, fin {row.fin}", style="bold red") for text, row in numbers.alerts]
+        for key in sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]:
+            result = self._last[key][-1]
+            amounts = (result.sum, result.sum / result.count, result.min, result.max)
+            cells = [french_number(cents / 100, 2) for cents in amounts]
+            trend = sparkline([past.sum for past in self._last[key]])
+            end, rate = instant_text(result.end)[11:19], french_number(per_second(result), 1)
+            table.add_row(key, end, french_number(result.count), *cells, rate, trend)
+        alerts = [
+            Text(f"ALERTE {text} : {key_text(result.key)}, fin {instant_text(result.end)}", style="bold red")
+            for text, result in numbers.alerts
+        ]
         return Group(table, Text(f"{numbers}, {numbers.delay()}"), *alerts)
 
 
-def amount(value: msgspec.Raw) -> float:
-    """Un montant, pour l'affichage."""
-    return float(bytes(value))
-
-
-def sparkline(values: list[float]) -> str:
+def sparkline(values: list[int]) -> str:
     """Un trait de blocs, du plus petit au plus grand."""
     low, high = min(values), max(values)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0

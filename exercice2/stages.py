@@ -20,6 +20,7 @@ log = logging.getLogger("pipeline")
 
 CALL_SECONDS = 5.0
 BATCH_SIZE, BATCH_SECONDS = 10_000, 0.05
+COMMIT_SECONDS = 0.5  # durée d'une transaction, donc ce qu'un lecteur attend au plus
 
 Place = tuple[int, str]  # offset du prochain message à lire, métadonnées
 
@@ -46,13 +47,13 @@ class Handler(Protocol):
 class Stage:
     """La boucle d'un étage ; ``step`` en fait un tour."""
 
-    def __init__(self, topic: str, consumer: Config, producer: Config, seconds: float, stop: Stop) -> None:
-        self.topic, self.seconds, self.stop = topic, seconds, stop
+    def __init__(self, topic: str, consumer: Config, producer: Config, stop: Stop, *, chunk: int = BATCH_SIZE) -> None:
+        self.topic, self.stop, self.chunk = topic, stop, chunk
         self.sink = ExactlyOnce(producer | {"transactional.id": f"{topic}-{uuid.uuid4().hex}"}, stop)
         self.consumer: Consumer = connect(Consumer, consumer)
         self.committed: dict[int, Place] = {}
         self.ended: dict[int, int] = {}  # partitions lues jusqu'au bout, et ce bout
-        self.read = self.commits = self.rebalances = 0
+        self.rebalances = 0
         self._handler: Handler
         self._must_abort = False
         self._commit_at = time.monotonic()
@@ -64,8 +65,8 @@ class Stage:
             [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def step(self) -> int:
-        """Un tour : lire, calculer, valider s'il est temps ; rend le nombre de messages lus."""
+    def step(self) -> None:
+        """Un tour : lire, calculer, valider s'il est temps."""
         self.recover()
         by_partition: dict[int, list[Message]] = {}
         for message in self.consumer.consume(BATCH_SIZE, BATCH_SECONDS):
@@ -77,21 +78,23 @@ class Stage:
                 self.ended[partition] = message.offset() or 0
             else:
                 readable(message)
-        count = 0
         for partition, messages in by_partition.items():
-            if partition in self.committed and not self._must_abort:
-                self._process(partition, messages)
-                count += len(messages)
-        self.read += count
-        if time.monotonic() - self._commit_at >= self.seconds:
-            self.checkpoint()
-        return count
+            for start in range(0, len(messages), self.chunk):
+                if partition in self.committed and not self._must_abort:
+                    self._process(partition, messages[start : start + self.chunk])
+        self._commit_in_time()
 
     def _process(self, partition: int, messages: list[Message]) -> None:
+        """Des messages, puis la validation s'il est temps : une transaction ne dure jamais beaucoup plus."""
         try:
             self._handler.process(partition, messages)
         except Aborted as error:
             self._abort_later(error)
+        self._commit_in_time()
+
+    def _commit_in_time(self) -> None:
+        if time.monotonic() - self._commit_at >= COMMIT_SECONDS:
+            self.checkpoint()
 
     def write(self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers | None = None) -> None:
         """Une sortie, dans la transaction en cours."""
@@ -111,7 +114,6 @@ class Stage:
             self._abort_later(error)
             return
         self.committed |= places
-        self.commits += 1
         self._handler.published()
 
     def _abort_later(self, error: Aborted) -> None:

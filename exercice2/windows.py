@@ -128,7 +128,8 @@ class HopWindows:
         self.partly_late = 0  # événements en retard pour certaines de leurs fenêtres seulement
         self._window: int | None = None  # la fenêtre dont _running est le contenu : la dernière close
         self._running: dict[Key, Stats] = {}
-        self._updated: dict[tuple[int, Key], None] = {}
+        self._updated: dict[tuple[int, Key], None] = {}  # fenêtres closes à corriger
+        self._corrected: list[Result] = []
         self._late: list[Late] = []
 
     # --- Entrer ---
@@ -175,6 +176,7 @@ class HopWindows:
         """Les fenêtres que ``watermark`` ferme, par fin croissante puis par clé ; un watermark ne recule pas."""
         if watermark <= self.watermark:
             return []
+        self._settle_updates()
         before, self.watermark = self.watermark, watermark
         last = self.slicing.closed(watermark)
         found: list[Result] = []
@@ -245,9 +247,15 @@ class HopWindows:
 
     def take_updates(self) -> list[Result]:
         """Les fenêtres closes que des retards ont corrigées depuis le dernier appel (``grace``)."""
+        self._settle_updates()
+        found, self._corrected = self._corrected, []
+        return found
+
+    def _settle_updates(self) -> None:
+        """Calcule les corrections tant que leurs tranches sont là."""
         found = [self.current(key, window) for window, key in self._updated]
         self._updated.clear()
-        return sorted(found, key=lambda result: (result.end, *_by_key(result)))
+        self._corrected += sorted(found, key=lambda result: (result.end, *_by_key(result)))
 
     def take_late(self) -> list[Late]:
         """Les événements refusés depuis le dernier appel."""
@@ -386,7 +394,8 @@ class TrailingWindows:
 class Watermarks:
     """Le watermark de chaque partition, et celui de l'ensemble : le plus petit de ceux qui ne sont pas inactifs.
 
-    Une partition dont on ne sait rien retient tout, comme dans Flink, jusqu'à ce qu'elle soit dite inactive.
+    Une partition dont on ne sait rien retient tout, comme dans Flink, jusqu'à ce qu'elle soit dite inactive. Toutes
+    inactives, c'est la plus avancée qui décide : l'ordre dans lequel elles se sont tues n'y change rien.
     """
 
     def __init__(self, partitions: Iterable[int]) -> None:
@@ -407,7 +416,7 @@ class Watermarks:
 
     def _overall(self) -> int:
         active = [watermark for partition, watermark in self.by_partition.items() if partition not in self.idle]
-        self.overall = max(self.overall, min(active, default=NEVER))
+        self.overall = max(self.overall, min(active) if active else max(self.by_partition.values()))
         return self.overall
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows
-from exercice2.results import alert_option, euros, instant_text, mean, to_row
+from exercice2.results import alert_option, euros, instant_text, mean
+from exercice2.results import to_json as to_result
 from exercice2.transactions import InvalidTransaction, generate, parse, to_json
 from exercice2.windows import NEVER, HopWindows, Result, TrailingWindows
 
@@ -163,7 +164,7 @@ def test_reader_agrees_with_parse(by: str | None) -> None:
     reader = Reader(by, 10**9)
     transactions = generate(3, datetime(2026, 1, 1, tzinfo=UTC), 7.3)
     for transaction, _ in zip(transactions, range(2000), strict=False):
-        key, cents, instant, id = reader.read(to_json(transaction), NOW)
+        ((key, cents, instant, _, id),), _ = reader.read([Message(to_json(transaction), 0)], NOW)
         assert key == (None if by is None else getattr(transaction, by))
         assert Decimal(cents) / 100 == transaction.montant
         assert datetime.fromtimestamp(instant / 1000, UTC) == transaction.timestamp
@@ -188,8 +189,9 @@ def test_reader_refuses_what_parse_refuses(change: dict[str, Any]) -> None:
 
     now = datetime.fromtimestamp(NOW / 1000, UTC)
     reader = Reader(None, 86_400_000)
-    reader.read(json.dumps(good).encode(), NOW)
-    assert verdict(lambda v: reader.read(v, NOW)) == verdict(lambda v: parse(v, now))
+    reader.read([Message(json.dumps(good).encode(), 0)], NOW)
+    entries, _ = reader.read([Message(value, 0)], NOW)
+    assert bool(entries) == verdict(lambda v: parse(v, now))
 
 
 def test_far_future_is_refused() -> None:
@@ -202,13 +204,14 @@ def test_far_future_is_refused() -> None:
 
 def test_rows_are_exact() -> None:
     """Montants et moyennes exacts ; l'alerte compare des nombres exacts."""
-    assert bytes(euros(-5)) == b"-0.05"
-    assert bytes(euros(123456)) == b"1234.56"
-    assert bytes(mean(100, 3)) == b"0.333333"
-    assert bytes(mean(200, 3)) == b"0.666667"
-    assert bytes(mean(-1, 20_000)) == b"-0.000001"
-    row = to_row(Result(None, BASE, BASE + 60_000, 3, 1_000_001, 1, 999_999))
-    assert (row.cle, row.debut, row.fin) == ("toutes", "2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00.000Z")
-    assert alert_option("montant_total > 10000").holds(row)
-    assert not alert_option("montant_total > 10000.01").holds(row)
-    assert alert_option("par_seconde<=0.05").holds(row)
+    assert [euros(-5), euros(123456)] == ["-0.05", "1234.56"]
+    assert [mean(100, 3), mean(200, 3), mean(-1, 20_000)] == ["0.333333", "0.666667", "-0.000001"]
+    result = Result(None, BASE, BASE + 60_000, 3, 1_000_001, 1, 999_999, final=False, tag='l"une')
+    assert json.loads(to_result(result), parse_float=Decimal) == {
+        "cle": "toutes", "debut": "2026-01-01T00:00:00.000Z", "fin": "2026-01-01T00:01:00.000Z", "nombre": 3,
+        "montant_total": Decimal("10000.01"), "montant_moyen": Decimal("3333.336667"), "montant_min": Decimal("0.01"),
+        "montant_max": Decimal("9999.99"), "par_seconde": Decimal("0.05"), "correction": True, "id": 'l"une',
+    }  # fmt: skip
+    assert alert_option("montant_total > 10000").holds(result)
+    assert not alert_option("montant_total > 10000.01").holds(result)
+    assert alert_option("par_seconde<=0.05").holds(result)

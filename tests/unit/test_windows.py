@@ -239,7 +239,7 @@ def test_watermarks() -> None:
     assert marks.update(2, 50) == 100
     assert marks.update(0, 110) == 100
     assert marks.update(2, 105) == 105
-    assert [marks.set_idle(n) for n in range(3)] == [105, 105, 105]  # plus personne : il reste où il est
+    assert [marks.set_idle(n) for n in range(3)] == [105, 105, 120]  # plus personne : le plus avancé
 
 
 def test_cases_say_their_origin() -> None:
