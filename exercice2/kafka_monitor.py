@@ -57,6 +57,7 @@ CONSUMER_CONFIG = {
     "heartbeat.interval.ms": 2_000,
     "auto.offset.reset": "earliest",
     "enable.partition.eof": True,  # pour savoir qu'une partition n'a plus rien
+    "topic.metadata.refresh.interval.ms": 5_000,  # un topic à peine créé se voit sans attendre cinq minutes
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
     "queued.min.messages": 200_000,  # de l'avance pour ne jamais attendre le réseau
 }

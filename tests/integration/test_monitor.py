@@ -149,6 +149,7 @@ def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:
     """De un à trois moniteurs, puis un, tués net au passage : chaque fenêtre une fois, juste."""
     options = ("--slide", "1", "--idle-timeout", "5")
     producer = bank_lab.start("producer_resilient", "--generate", "--seed", "1", "--rate", "2000", "--count", "60000")
+    producer.wait_for("Envoi de")
     monitors: list[Running] = [bank_lab.start("kafka_monitor", *options)]
 
     def more(count: int) -> None:
