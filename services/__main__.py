@@ -67,7 +67,7 @@ def start_flink(stack: Stack) -> None:
     supervisor = Supervisor(stack)
     names = (JOBMANAGER, TASKMANAGERS[0])
     refuse_taken_ports(stack, supervisor, names)
-    prepare_flink(stack)
+    prepare_flink(stack, supervisor)
     say(f"Démarrage de {', '.join(names)}…")
     supervisor.start(every_service(stack), names)
     await_services(stack, supervisor, names)
@@ -78,10 +78,14 @@ def start_flink(stack: Stack) -> None:
     say(f"Le job « {job} » tourne. Tableau de bord : http://localhost:{port}")
 
 
-def prepare_flink(stack: Stack) -> None:
-    """Ce que Flink attend : ses jars et sa configuration."""
+def prepare_flink(stack: Stack, supervisor: Supervisor) -> None:
+    """Ce que Flink attend : ses jars et sa configuration ; et rien de ce qu'un mort a laissé."""
     install.jars(say, "flink")
-    Flink(stack).write_config()
+    flink = Flink(stack)
+    flink.write_config()
+    for name in FLINK_NAMES:
+        if not is_running(supervisor, name)():
+            flink.clear(name)
 
 
 def every_service(stack: Stack) -> list[Service]:
@@ -167,9 +171,10 @@ def restart(stack: Stack, name: str) -> None:
         raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
     if name in TASKMANAGERS and not is_running(supervisor, JOBMANAGER)():
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
-    if name in FLINK_NAMES:
-        prepare_flink(stack)
     supervisor.stop(name)
+    refuse_taken_ports(stack, supervisor, [name])
+    if name in FLINK_NAMES:
+        prepare_flink(stack, supervisor)
     supervisor.start(every_service(stack), [name])
     await_services(stack, supervisor, [name])
 

@@ -5,6 +5,7 @@ Ils ne démarrent que si on les demande (« python -m services flink »). Le sec
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from commun.settings import ROOT, bootstrap_servers
@@ -16,7 +17,8 @@ _OPENED = ("lang", "net", "io", "nio", "lang.reflect", "text", "time", "util", "
 OPENS = tuple(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENED)
 # Les calculs, eux, gagnent à être compilés jusqu'au bout.
 TASKMANAGER_OPTIONS = ("-Xmx768m", "-XX:TieredStopAtLevel=4")
-ENTRYPOINT = "org.apache.flink.container.entrypoint.StandaloneApplicationClusterEntryPoint"
+JOBMANAGER_CLASS = "org.apache.flink.container.entrypoint.StandaloneApplicationClusterEntryPoint"
+TASKMANAGER_CLASS = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 VARIABLES = ("TRANSACTIONS_TOPIC", "TRANSACTIONS_FENETRES_FLINK", "FLINK_BY")
 
 
@@ -33,7 +35,6 @@ class Flink:
         settings = {
             "rest.port": self.port,
             "jobmanager.rpc.port": self.port + CONTROLLER_OFFSET,
-            "io.tmp.dirs": self.home / "tmp",
             **own,
         }
         self.home.mkdir(parents=True, exist_ok=True)
@@ -43,19 +44,24 @@ class Flink:
 
     def services(self, classpath: str) -> list[Service]:
         """Le JobManager et les deux TaskManagers."""
-        config = ["--configDir", str(self.home)]
         environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)} | {
             "FLINK_CONF_DIR": str(self.home),
             "FLINK_STATE": str(self.home / "state"),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers(),
         }
         start = ["bash", str(ROOT / "exercice2" / "flink" / "start-job.sh")]
-        job = [*start, *self.stack.java(classpath, *OPENS, ENTRYPOINT, *config)]
+        job = [*start, *self.stack.java(classpath, *OPENS, JOBMANAGER_CLASS, *self._options(JOBMANAGER))]
         services = [Service(JOBMANAGER, job, self.port, "PORT_FLINK", environment=environment)]
         for number, name in enumerate(TASKMANAGERS, start=1):
             port = self.port + CONTROLLER_OFFSET + number
             own = ["-D", f"taskmanager.rpc.port={port}", "-D", f"taskmanager.resource-id={name}"]
-            runner = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-            work = self.stack.java(classpath, *OPENS, *TASKMANAGER_OPTIONS, runner, *config, *own)
-            services.append(Service(name, work, port, "PORT_FLINK"))
+            options = [*OPENS, *TASKMANAGER_OPTIONS, TASKMANAGER_CLASS, *self._options(name), *own]
+            services.append(Service(name, self.stack.java(classpath, *options), port, "PORT_FLINK"))
         return services
+
+    def _options(self, name: str) -> list[str]:
+        return ["--configDir", str(self.home), "-D", f"io.tmp.dirs={self.home / 'tmp' / name}"]
+
+    def clear(self, name: str) -> None:
+        """Efface les fichiers provisoires de ``name``, qui ne tourne pas : un ``kill -9`` les laisse."""
+        shutil.rmtree(self.home / "tmp" / name, ignore_errors=True)

@@ -33,7 +33,7 @@ def checks(stack: Stack) -> dict[str, Check]:
         "mongodb": lambda: _mongodb_answers(stack.ports["mongodb"]),
         "postgres": lambda: _postgres_answers(stack.ports["postgres"]),
         JOBMANAGER: lambda: _get(stack.ports[JOBMANAGER], "/overview") is not None,
-        **{name: partial(_taskmanager_answers, stack.ports[JOBMANAGER], name) for name in TASKMANAGERS},
+        **{name: partial(_taskmanager_answers, stack, name) for name in TASKMANAGERS},
     }
 
 
@@ -121,10 +121,12 @@ def flink_jobs(port: int) -> dict[str, str]:
     return {job["name"]: job["state"] for job in jobs}
 
 
-def _taskmanager_answers(port: int, name: str) -> bool:
-    """Vrai quand le JobManager de ce port compte ``name`` parmi les siens."""
-    known = json.loads(_get(port, "/taskmanagers") or b"{}").get("taskmanagers", [])
-    return name in {taskmanager["id"] for taskmanager in known}
+def _taskmanager_answers(stack: Stack, name: str) -> bool:
+    """Vrai quand ``name`` écoute, et que le JobManager le compte parmi les siens."""
+    known = json.loads(_get(stack.ports[JOBMANAGER], "/taskmanagers") or b"{}").get("taskmanagers", [])
+    with socket.socket() as probe:  # le JobManager n'oublie un mort qu'au bout de dix secondes
+        listening = probe.connect_ex(("127.0.0.1", stack.ports[name])) == 0
+    return listening and name in {taskmanager["id"] for taskmanager in known}
 
 
 def _get(port: int, path: str) -> bytes | None:
