@@ -37,7 +37,7 @@ class Flink:
             "jobmanager.rpc.port": self.port + CONTROLLER_OFFSET,
             **own,
         }
-        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / "tmp").mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{name}: {value}\n" for name, value in settings.items())
         text = (CONFIG / "flink.yaml").read_text(encoding="utf-8")
         (self.home / "config.yaml").write_text(f"{text}\n# Propre à la pile locale\n{lines}", encoding="utf-8")
