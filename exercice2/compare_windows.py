@@ -20,7 +20,7 @@ import uuid
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from operator import itemgetter
@@ -45,6 +45,7 @@ log = logging.getLogger("pipeline")
 
 DISORDER = {6: 5.0, 1: 30.0}  # secondes de désordre, par nombre de partitions
 RATE = 50.0  # transactions par seconde, en temps des transactions
+FLUSH_SECONDS = 60.0
 LINE = "{:<10}  {:<8} {:<8}  {:>9}  {:>9}  {:>9}  {}"
 
 
@@ -58,24 +59,27 @@ def transactions(partitions: int, count: int, seed: int) -> Iterator[Transaction
 
 
 def fill(config: Config, topic: str, partitions: int, count: int, seed: int) -> None:
-    """Crée le topic et l'écrit.
-
-    La dernière transaction de chaque partition est bien après les autres, au même instant partout : elle mène le
-    watermark aussi loin dans toutes. Une partition dite inactive n'y change plus rien, et les deux moteurs ferment
-    les mêmes fenêtres.
-    """
+    """Crée le topic et l'écrit."""
     ensure_topics(config, NewTopic(topic, partitions, REPLICATION_FACTOR, config=TOPIC_CONFIG))
     producer: Producer = connect(Producer, config | {"acks": "all", "partitioner": "murmur2_random"})
-    end = REPLAY_START + timedelta(seconds=count / RATE + 120)
     for transaction in transactions(partitions, count, seed):
         producer.produce(topic, to_json(transaction), transaction.compte)
         producer.poll(0)
-    if producer.flush(60):
+    if producer.flush(FLUSH_SECONDS):
         raise PipelineError(f"Kafka ne confirme pas les transactions de {topic}.")
+    push_watermark(producer, topic, partitions, REPLAY_START + timedelta(seconds=count / RATE + 120))
+
+
+def push_watermark(producer: Producer, topic: str, partitions: int, end: datetime) -> None:
+    """Une transaction de plus par partition, bien après les autres, au même instant partout.
+
+    Elle mène le watermark aussi loin dans toutes : une partition dite inactive n'y change plus rien, et les deux
+    moteurs ferment les mêmes fenêtres.
+    """
     for partition in range(partitions):
-        last = next(generate(seed, end, RATE))._replace(id=f"fin-{partition}", timestamp=end)
+        last = next(generate(0, end, RATE))._replace(id=f"fin-{partition}", timestamp=end)
         producer.produce(topic, to_json(last), partition=partition)
-    producer.flush(60)
+    producer.flush(FLUSH_SECONDS)
 
 
 # --- Comparer ---

@@ -75,6 +75,24 @@ class Case(NamedTuple):
         return f"{self.topic}-{self.by}"
 
 
+def flink_reads_to_end(config: Config, case: Case, stop: Stop | None = None) -> Callable[[], bool]:
+    """Une question : Flink a-t-il validé sa place à la fin du topic ? Tout ce qu'il en a tiré est alors publié."""
+    ends = {p: bounds(config, TopicPartition(case.topic, p), stop)[1] for p in range(case.partitions)}
+    group = {"group.id": f"{case.topic}-flink-{case.by}"}
+
+    def reached() -> bool:
+        consumer: Consumer = connect(Consumer, config | group)
+        try:
+            places = consumer.committed([TopicPartition(case.topic, partition) for partition in ends], timeout=10)
+            return all(place.offset >= ends[place.partition] for place in places)
+        except KafkaException:  # le groupe change de coordinateur
+            return False
+        finally:
+            consumer.close()
+
+    return reached
+
+
 @contextlib.contextmanager
 def process(command: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> Iterator[Process]:
     """Un processus que le Ctrl-C du terminal n'atteint pas, arrêté à la fin quoi qu'il arrive."""
@@ -114,7 +132,7 @@ class Engines:
         with self._flink(case) as job:
             for kind in KINDS:
                 self._run_monitor(case, kind)
-            self._wait(job, self._flink_reads_to_end(case), "Flink")
+            self._wait(job, flink_reads_to_end(self.config, case, self.stop), "Flink")
         flink = rows(self._read(output.topic))
         return [Outcome(case, kind, rows(self._read(f"{case.output}-{kind}"))[kind], flink[kind]) for kind in KINDS]
 
@@ -142,23 +160,6 @@ class Engines:
                 yield job
         finally:
             shutil.rmtree(flink.home, ignore_errors=True)
-
-    def _flink_reads_to_end(self, case: Case) -> Callable[[], bool]:
-        """Flink a-t-il validé sa place à la fin du topic ? Tout ce qu'il en a tiré est alors publié."""
-        ends = {p: bounds(self.config, TopicPartition(case.topic, p), self.stop)[1] for p in range(case.partitions)}
-        group = {"group.id": f"{case.topic}-flink-{case.by}"}
-
-        def reached() -> bool:
-            consumer: Consumer = connect(Consumer, self.config | group)
-            try:
-                places = consumer.committed([TopicPartition(case.topic, partition) for partition in ends], timeout=10)
-                return all(place.offset >= ends[place.partition] for place in places)
-            except KafkaException:  # le groupe change de coordinateur
-                return False
-            finally:
-                consumer.close()
-
-        return reached
 
     def _run_monitor(self, case: Case, kind: str) -> None:
         """kafka_monitor.py, jusqu'au bout du topic."""

@@ -6,7 +6,7 @@
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
     python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
-    python -m services restart kafka2
+    python -m services stop kafka2   l'arrête proprement ; « restart » le redémarre
     python -m services flink         démarre aussi Apache Flink et les fenêtres de l'exercice 2
     python -m services reset         arrête tout et efface toutes les données
 
@@ -140,7 +140,8 @@ def status(stack: Stack) -> int:
     states = Supervisor(stack).states()
     questions = health.checks(stack)
     healthy = True
-    for name in (*NAMES, *(name for name in FLINK_NAMES if states.get(name, {}).get("start"))):
+    asked = [name for name in FLINK_NAMES if states.get(name, {}).get("statename", "STOPPED") != "STOPPED"]
+    for name in (*NAMES, *asked):
         info = states.get(name, {})
         alive = info.get("statename") in RUNNING
         answers = alive and questions[name]()
@@ -199,12 +200,12 @@ def alone(stack: Stack) -> Iterator[None]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options de la ligne de commande."""
     parser = Parser(__doc__, prog="python -m services")
-    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "restart", "reset", "lock")
+    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock")
     names = (*NAMES, *FLINK_NAMES)
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
     args = parser.parse(argv)
-    if (args.command in ("logs", "kill", "pause", "resume", "restart")) != (args.name is not None):
+    if (args.command in ("logs", "kill", "pause", "resume", "stop", "restart")) != (args.name is not None):
         parser.error(f"« {args.command} » {'attend un nom de service' if args.name is None else 'ne prend pas de nom'}")
     return args
 
@@ -233,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGSTOP)}) est gelé.")
             case "resume":
                 say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGCONT)}) est réveillé.")
+            case "stop":
+                Supervisor(stack).stop(args.name)
+                say(f"{args.name} est arrêté.")
             case "restart":
                 restart(stack, args.name)
             case "reset":

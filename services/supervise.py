@@ -68,7 +68,7 @@ class Supervisor:
 
     def stop(self, name: str) -> None:
         """Arrête un service proprement et attend qu'il soit arrêté."""
-        if self.states()[name]["statename"] in RUNNING:
+        if self.states().get(name, {}).get("statename") in RUNNING:
             self._rpc("stopProcess", name, True)
 
     def kill(self, name: str) -> int:
