@@ -136,7 +136,8 @@ class Monitor:
         return bounds(self.config, TopicPartition(topic, partition), self.stop)[1]
 
     def _show(self, screen: Screen) -> None:
-        screen.show(self.merging.ready, self.numbers)
+        self.numbers.lag, self.numbers.merging = self.reading.lag(), self.merging.merger is not None
+        screen.show(self.merging.ready, self.numbers, self.merging.preview)
         self.merging.ready.clear()
 
     def close(self) -> None:

@@ -278,6 +278,15 @@ class HopWindows:
         count, total, lowest, highest = stats
         return Result(key, start, start + self.slicing.size, count, total, lowest, highest, final=False)
 
+    def preview(self, keys: Iterable[Key]) -> list[Result]:
+        """Contenu présent de la prochaine fenêtre à se fermer : ces clés, ou sans clé celles de la dernière tranche."""
+        if not self.slices:
+            return []
+        newest = max(self.slices)
+        window = max(self.slicing.closed(self.watermark) + 1, self.slicing.windows_of(newest)[0])
+        held = {key for number in self.slicing.slices_of(window) for key in self.slices.get(number, ())}
+        return [self.current(key, window) for key in list(keys) or self.slices[newest] if key in held]
+
     def open_until(self, number: int) -> int:
         """Watermark à partir duquel une tranche ne compte plus pour rien."""
         windows = self.slicing.windows_of(number)
@@ -396,6 +405,10 @@ class TrailingWindows:
 
     def take_updates(self) -> list[Result]:
         """Toujours vide : un résultat rendu ne change plus."""
+        return []
+
+    def preview(self, keys: Iterable[Key]) -> list[Result]:
+        """Toujours vide : une fenêtre n'existe pas avant son événement."""
         return []
 
     def take_late(self) -> list[Late]:
