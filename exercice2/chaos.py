@@ -109,7 +109,7 @@ class Chaos:
         # Aucune partition n'est dite inactive pendant une panne : l'oracle ne connaît pas l'horloge.
         self.monitor = [
             "kafka_monitor.py", "--topic", name, "--output", self.windows, "--alerts", f"{name}-alertes",
-            "--group", f"{name}-fenetres", "--by", "type", "--idle-timeout", "600",
+            "--group", f"{name}-fenetres", "--by", "type", "--slide", "1", "--idle-timeout", "600",
         ]  # fmt: skip
         self.monitors = [Script(self.logs / f"monitor{n}.log", *self.monitor) for n in range(1, MONITORS + 1)]
 
@@ -245,7 +245,7 @@ class Chaos:
         """Nombre de fenêtres attendues, recalculées à partir du topic, et ce qui a été publié à la place."""
         now = datetime.now(UTC)
         transactions = ((message.partition() or 0, parse(message.value(), now)) for message in self.read(self.topic))
-        expected = expected_windows(transactions, "type", timedelta(seconds=10))
+        expected = expected_windows(transactions, "type", timedelta(seconds=1))
         decode = msgspec.json.Decoder(Window).decode
         published = (decode(message.value() or b"") for message in self.read(self.windows))
         return len(expected), judge_windows(expected, published)
