@@ -229,5 +229,5 @@ def now_ms() -> int:
 def new_windows(args: argparse.Namespace) -> Windows:
     """Les fenêtres que demandent les options, vides."""
     if args.slide_ms is None:
-        return TrailingWindows(args.size_ms, max_late=args.size_ms)
+        return TrailingWindows(args.size_ms, max_late=0)  # en retard, donc : le watermark l'a dépassée
     return HopWindows(args.size_ms, args.slide_ms, args.grace_ms)

@@ -48,9 +48,9 @@ def message(place: int, key: str, cents: int, instant: int) -> Message:
     return Message(json.dumps(fields | {"montant": cents / 100}).encode(), place)
 
 
-def new(slide: int | None, size: int = 60, grace: int = 0) -> Windows:
+def new(slide: int | None, grace: int = 0, max_late: int = 60) -> Windows:
     """Des fenêtres de 60 ms."""
-    return TrailingWindows(size, max_late=size) if slide is None else HopWindows(size, slide, grace)
+    return TrailingWindows(60, max_late) if slide is None else HopWindows(60, slide, grace)
 
 
 events_of = st.lists(
@@ -108,7 +108,7 @@ def test_restart_anywhere(
     streams: list[list[tuple[str, int, int]]], slide: int | None, delay: int, order: Any, stop: int
 ) -> None:
     """Un arrêt après n'importe quel Partial : repris à la place validée, rien ne manque ni ne double."""
-    grace = order.choice([0, 30])
+    grace, max_late = order.choice([0, 30]), order.choice([0, 7, 60])
     slicing = windows.slicing if isinstance(windows := new(slide), HopWindows) else None
     log: list[Partial] = []
     for partition, events in enumerate(streams):
@@ -119,13 +119,13 @@ def test_restart_anywhere(
         for partial in own:  # dans l'ordre de la partition, mêlé au hasard aux autres
             places = [n for n in range(len(log) + 1) if all(p.partition != partition for p in log[n:])]
             log.insert(order.choice(places), partial)
-    whole = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    whole = Merger(new(slide, grace, max_late), range(len(streams)), 0, None)
     expected = [result for offset, partial in enumerate(log) for result in whole.apply(offset, partial)]
-    first = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    first = Merger(new(slide, grace, max_late), range(len(streams)), 0, None)
     stop %= len(log) + 1
     found = [result for offset, partial in enumerate(log[:stop]) for result in first.apply(offset, partial)]
     saved = msgspec.json.decode(msgspec.json.encode(first.position), type=Position)
-    second = Merger(new(slide, grace=grace), range(len(streams)), first.low, saved)
+    second = Merger(new(slide, grace, max_late), range(len(streams)), first.low, saved)
     for offset in range(first.low, len(log)):
         found += second.apply(offset, log[offset])
     assert content(found) == content(expected)

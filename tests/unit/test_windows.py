@@ -163,7 +163,7 @@ def test_hop_late_events(events: list[Event], shape: tuple[int, int], delay: int
 
 @given(
     events=events_of, size=st.sampled_from([1, 10, 60, 500]), delay=st.integers(0, 80),
-    max_late=st.sampled_from([None, 1, 60, 500]),
+    max_late=st.sampled_from([None, 0, 1, 60, 500]),
 )  # fmt: skip
 def test_trailing_equals_the_oracle(events: list[Event], size: int, delay: int, max_late: int | None) -> None:
     """Un résultat par événement accepté, égal aux ``size`` millisecondes qui le précèdent dans sa clé."""
