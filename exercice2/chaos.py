@@ -3,14 +3,14 @@
     python chaos.py                        quinze minutes de pannes sur les serveurs locaux
     python chaos.py --seconds 60 --seed 7  toujours les mêmes pannes, dans le même ordre
 
-Un producteur envoie à un rythme régulier, trois consommateurs valident avec --exactly-once. Au hasard :
-un broker tué, deux à la fois, un broker gelé plus longtemps que sa session, les chefs de partition déplacés,
-un consommateur tué, un autre gelé plus longtemps que sa session, le producteur tué ou gelé. À la fin, tout
-est relancé, et le topic de sortie est relu en read_committed.
+Un producteur envoie à un rythme régulier, trois consommateurs valident avec --exactly-once, deux moniteurs
+comptent par fenêtres. Au hasard : un broker tué, deux à la fois, un broker gelé plus longtemps que sa session,
+les chefs de partition déplacés, un consommateur ou un moniteur tué, ou gelé plus longtemps que sa session, le
+producteur tué ou gelé. À la fin, tout est relancé, et les topics de sortie sont relus en read_committed.
 Garantit : le code de sortie est 0 si chaque transaction confirmée y est exactement une fois, dans l'ordre
-de son compte ; 1 sinon, avec le nombre de perdues, de doublées et de mal rangées.
+de son compte, et chaque fenêtre une fois, juste ; 1 sinon, avec ce qui est perdu, doublé, mal rangé ou faux.
 Ne garantit pas : de laisser vos serveurs tranquilles. Il tue ceux de « python -m services ».
-Ensuite : le même essai, court, est dans tests/faults/test_chaos.py.
+Ensuite : les comptes sont dans verdicts.py ; le même essai, court, est dans tests/faults/test_chaos.py.
 """
 
 import argparse
@@ -22,27 +22,27 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-from confluent_kafka import ElectionType, KafkaException
+from confluent_kafka import ElectionType, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.transaction import Stopped, read_topic
-from exercice2.transactions import number_of
+from exercice2.transactions import number_of, parse
+from exercice2.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
 
 log = logging.getLogger("pipeline")
 
 FOLDER = Path(__file__).resolve().parent
 BROKERS = ("kafka1", "kafka2", "kafka3")
-CONSUMERS = 3
+CONSUMERS, MONITORS = 3, 2
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
 LONG_SECONDS = 40.0  # plus que le délai de livraison du producteur (30 s) : sa transaction est annulée
 LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne
@@ -90,7 +90,7 @@ class Chaos:
         self.args, self.stop = args, stop
         self.dice = random.Random(args.seed)  # noqa: S311 - des pannes rejouables
         name = f"chaos-{uuid.uuid4().hex[:8]}"
-        self.topic, self.output = name, f"{name}-validees"
+        self.topic, self.output, self.windows = name, f"{name}-validees", f"{name}-fenetres"
         self.logs = args.logs / name
         self.logs.mkdir(parents=True)
         self.faults: Counter[str] = Counter()
@@ -106,6 +106,12 @@ class Chaos:
             )
             for number in range(1, CONSUMERS + 1)
         ]  # fmt: skip
+        # Aucune partition n'est dite inactive pendant une panne : l'oracle ne connaît pas l'horloge.
+        self.monitor = [
+            "kafka_monitor.py", "--topic", name, "--output", self.windows, "--alerts", f"{name}-alertes",
+            "--group", f"{name}-fenetres", "--by", "type", "--slide", "1", "--idle-timeout", "600",
+        ]  # fmt: skip
+        self.monitors = [Script(self.logs / f"monitor{n}.log", *self.monitor) for n in range(1, MONITORS + 1)]
 
     # --- Les pannes ---
 
@@ -113,7 +119,8 @@ class Chaos:
         """Une panne après l'autre, jusqu'à la fin du temps."""
         kinds: list[Callable[[], None]] = [
             self.one_broker, self.two_brokers, self.freeze_broker, self.move_leaders,
-            self.kill_consumer, self.freeze_consumer, self.kill_producer, self.freeze_producer,
+            self.kill_consumer, self.freeze_consumer, self.kill_monitor, self.freeze_monitor,
+            self.kill_producer, self.freeze_producer,
         ]  # fmt: skip
         if self.args.seconds >= LONG_RUN:
             kinds.append(self.two_brokers_for_long)
@@ -159,6 +166,10 @@ class Chaos:
         """Un consommateur tué"""
         self._kill(self.dice.choice(self.consumers))
 
+    def kill_monitor(self) -> None:
+        """Un moniteur tué"""
+        self._kill(self.dice.choice(self.monitors))
+
     def kill_producer(self) -> None:
         """Le producteur tué"""
         self._kill(self.producer)
@@ -171,6 +182,10 @@ class Chaos:
     def freeze_consumer(self) -> None:
         """Un consommateur gelé plus longtemps que sa session"""
         self._freeze(self.dice.choice(self.consumers))
+
+    def freeze_monitor(self) -> None:
+        """Un moniteur gelé plus longtemps que sa session"""
+        self._freeze(self.dice.choice(self.monitors))
 
     def freeze_producer(self) -> None:
         """Le producteur gelé"""
@@ -195,31 +210,49 @@ class Chaos:
     def settle(self) -> list[str]:
         """Tout est relancé, le producteur arrêté ; rend les identifiants confirmés, une fois qu'ils sont traités."""
         services("up")
-        self.producer.restart()
-        for script in self.consumers:
+        for script in (self.producer, *self.consumers, *self.monitors):
             script.restart()
         time.sleep(SETTLE_SECONDS)
-        if code := self.producer.end():
-            raise PipelineError(f"producer_resilient.py s'est arrêté avec le code {code} : lisez {self.logs}.")
-        confirmed = [id for ids in self.read(self.topic) for id in ids]
+        self._end([self.producer])
+        confirmed = [id for ids in self.read_ids(self.topic) for id in ids]
         deadline = time.monotonic() + DRAIN_SECONDS
-        while sum(map(len, self.read(self.output))) < len(confirmed) and time.monotonic() < deadline:
+        while sum(map(len, self.read_ids(self.output))) < len(confirmed) and time.monotonic() < deadline:
             time.sleep(1)
-        if any(codes := [script.end() for script in self.consumers]):
-            raise PipelineError(f"consumer_resilient.py s'est arrêté avec les codes {codes} : lisez {self.logs}.")
+        self._end([*self.consumers, *self.monitors])
+        self.monitors[0] = Script(self.logs / "monitor.log", *self.monitor, "--once")  # ce qui restait à publier
+        if self.monitors[0].process.wait(DRAIN_SECONDS):
+            raise PipelineError(f"kafka_monitor.py --once n'a pas fini : lisez {self.logs}.")
         return confirmed
 
-    def read(self, topic: str) -> list[list[str]]:
-        """Identifiants lisibles en read_committed, partition par partition, dans l'ordre."""
+    def _end(self, scripts: Sequence[Script]) -> None:
+        for script in scripts:
+            if code := script.end():
+                raise PipelineError(f"{script.command[0]} s'est arrêté avec le code {code} : lisez {self.logs}.")
+
+    def read(self, topic: str) -> Iterator[Message]:
+        """Messages lisibles en read_committed, dans l'ordre de chaque partition."""
         partitions = AdminClient(self.config).list_topics(topic, timeout=30).topics[topic].partitions
-        found: list[list[str]] = [[] for _ in partitions]
-        for message in read_topic(self.config, topic, partitions, self.stop):
+        return read_topic(self.config, topic, partitions, self.stop)
+
+    def read_ids(self, topic: str) -> list[list[str]]:
+        """Identifiants des transactions d'un topic, partition par partition."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for message in self.read(topic):
             found[message.partition() or 0].append(msgspec.json.decode(message.value() or b"", type=Identified).id)
-        return found
+        return list(found.values())
+
+    def judge_windows(self) -> tuple[int, WindowsVerdict]:
+        """Nombre de fenêtres attendues, recalculées à partir du topic, et ce qui a été publié à la place."""
+        now = datetime.now(UTC)
+        transactions = ((message.partition() or 0, parse(message.value(), now)) for message in self.read(self.topic))
+        expected = expected_windows(transactions, "type", timedelta(seconds=1))
+        decode = msgspec.json.Decoder(Window).decode
+        published = (decode(message.value() or b"") for message in self.read(self.windows))
+        return len(expected), judge_windows(expected, published)
 
     def close(self) -> None:
         """Termine les scripts qui restent."""
-        for script in (self.producer, *self.consumers):
+        for script in (self.producer, *self.consumers, *self.monitors):
             script.kill()
 
 
@@ -229,41 +262,21 @@ class Identified(msgspec.Struct):
     id: str
 
 
-class Verdict(NamedTuple):
-    """Les comptes : transactions perdues, doublées, inconnues, ou sorties avant une plus ancienne."""
-
-    lost: int
-    doubled: int
-    unknown: int
-    misplaced: int
-
-
-def judge(confirmed: list[str], output: list[list[str]]) -> Verdict:
-    """Compare ce que le producteur a fait confirmer à ce qui est sorti, partition par partition."""
-    expected, found = Counter(confirmed), Counter(id for ids in output for id in ids)
-    numbers = [[number_of(id) for id in ids] for ids in output]
-    return Verdict(
-        lost=sum((expected - found).values()),
-        doubled=sum(count - 1 for count in found.values()),
-        unknown=sum(count for id, count in found.items() if id not in expected),
-        misplaced=sum(later < earlier for ids in numbers for earlier, later in pairwise(ids)),
-    )
-
-
-def report(chaos: Chaos, confirmed: list[str], verdict: Verdict) -> None:
+def report(chaos: Chaos, confirmed: list[str], verdict: Verdict, windows: int, judged: WindowsVerdict) -> None:
     """Les comptes, sur la sortie."""
-    for fault, count in sorted(chaos.faults.items()):
-        print(f"{fault:<63} {count:>8}")
-    holes = len(confirmed) - max(map(number_of, confirmed), default=0)
-    print(f"{'transactions confirmées':<63} {french_number(len(confirmed)):>8}")
-    print(f"{'numéros manquants ou répétés en entrée':<63} {abs(holes):>8}")
-    for name, count in zip(("perdues", "doublées", "inconnues", "mal rangées"), verdict, strict=True):
-        print(f"{name:<63} {count:>8}")
-    if holes or any(verdict):
+    holes = abs(len(confirmed) - max(map(number_of, confirmed), default=0))
+    rows = sorted(chaos.faults.items())
+    rows += [("transactions confirmées", len(confirmed)), ("numéros manquants ou répétés en entrée", holes)]
+    rows += zip(("perdues", "doublées", "inconnues", "mal rangées"), verdict, strict=True)
+    rows += [("fenêtres attendues", windows)]
+    rows += zip(("manquantes", "publiées deux fois", "inconnues", "fausses"), judged, strict=True)
+    for name, count in rows:
+        print(f"{name:<63} {french_number(count):>8}")
+    if holes or any(verdict) or any(judged) or not windows:
         raise PipelineError(
             f"La garantie n'est pas tenue (graine {chaos.args.seed}) : les journaux sont dans {chaos.logs}."
         )
-    print("Chaque transaction confirmée est sortie une fois, dans l'ordre.")
+    print("Chaque transaction confirmée est sortie une fois, dans l'ordre ; chaque fenêtre une fois, juste.")
 
 
 def services(*command: str) -> None:
@@ -297,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chaos.break_things()
         log.info("Fin des pannes : tout est relancé, puis compté.")
         confirmed = chaos.settle()
-        report(chaos, confirmed, judge(confirmed, chaos.read(chaos.output)))
+        report(chaos, confirmed, judge(confirmed, chaos.read_ids(chaos.output)), *chaos.judge_windows())
     except Stopped:
         raise PipelineError("Arrêté avant les comptes.") from None
     finally:

@@ -7,6 +7,7 @@ Merging   étage 2 : les fenêtres ; publie les résultats, et retrouve les tran
 import argparse
 import logging
 import time
+from collections.abc import Iterable
 
 import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -84,6 +85,17 @@ class Reading:
     def published(self) -> None:
         """Voir Handler."""
 
+    def lag(self) -> int:
+        """Messages de nos partitions qui restent à lire, d'après ce que le client sait de leur fin."""
+        total = 0
+        for partition, offset in self._next.items():
+            if partition not in self.stage.ended:  # au bout, il ne reste que des marques de transactions
+                _, high = self.stage.consumer.get_watermark_offsets(
+                    TopicPartition(self.args.topic, partition), cached=True
+                )
+                total += max(high - offset, 0)
+        return total
+
     def tick(self, idle_seconds: float) -> None:
         """Les partitions lues jusqu'au bout depuis ``idle_seconds`` ne retiennent plus les autres."""
         for partition in set(self.combiners) - self._idle:
@@ -133,6 +145,10 @@ class Merging:
             if self.merger.late or self.merger.late_slices:
                 self._bury(self.merger)
         self.numbers.watermark = self.merger.marks.overall
+
+    def preview(self, keys: Iterable[str | None]) -> list[Result]:
+        """La minute qui se remplit ; rien si c'est un autre moniteur qui la tient."""
+        return self.merger.windows.preview(keys) if self.merger else []
 
     def _publish(self, results: list[Result]) -> None:
         for result in results:
@@ -213,5 +229,5 @@ def now_ms() -> int:
 def new_windows(args: argparse.Namespace) -> Windows:
     """Les fenêtres que demandent les options, vides."""
     if args.slide_ms is None:
-        return TrailingWindows(args.size_ms)
+        return TrailingWindows(args.size_ms, max_late=0)  # en retard, donc : le watermark l'a dépassée
     return HopWindows(args.size_ms, args.slide_ms, args.grace_ms)

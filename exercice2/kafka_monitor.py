@@ -47,6 +47,8 @@ OUTPUT, ALERTS = "transactions-fenetres", "transactions-alertes"
 PARTIAL_BYTES = 33_554_432
 PARTIAL_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(PARTIAL_BYTES)}  # purgé par celui qui le lit
 EVENT = "event"
+BATCH, PARTIALS_BATCH = 10_000, 32  # messages lus à la fois : des transactions, des comptes
+WAIT_SECONDS = 0.05  # ce qu'on attend un lot incomplet
 
 CONSUMER_CONFIG = {
     "enable.auto.commit": False,  # la place est validée avec les résultats
@@ -94,8 +96,9 @@ class Monitor:
     def __init__(self, args: argparse.Namespace, stop: Stop, config: Config, producer: Config) -> None:
         self.args, self.stop, self.config = args, stop, config
         self.numbers = Numbers()
-        self.first = Stage(args.topic, config | {"group.id": args.group}, producer, stop)
-        self.second = Stage(args.partials, config | {"group.id": f"{args.group}-fusion"}, producer, stop, chunk=1)
+        self.first = Stage(args.topic, config | {"group.id": args.group}, producer, stop, BATCH)
+        second = config | {"group.id": f"{args.group}-fusion"}
+        self.second = Stage(args.partials, second, producer, stop, PARTIALS_BATCH)
         self.reading = Reading(args, self.first, self.numbers)
         self.merging = Merging(args, config, self.second, self.numbers)
         self.first.start(self.reading)
@@ -103,26 +106,28 @@ class Monitor:
 
     def run(self, screen: Screen) -> None:
         """Jusqu'à l'arrêt."""
+        behind = False
         while not self.stop:
-            self.first.step()
+            behind = self.first.step(0 if behind else WAIT_SECONDS)
             self.reading.tick(self.args.idle_timeout)
-            self.second.step()
+            behind |= self.second.step(0)
             self._show(screen)
 
     def run_once(self, screen: Screen) -> None:
         """--once : jusqu'au bout du topic, tel qu'il est au démarrage."""
         ends = {p: self._end(self.args.topic, p) for p in range(self.args.partitions)}
-        self._until(self.first, ends)
+        self._until(self.first, ends, screen)
         self.reading.empty()
         self.first.checkpoint()
-        self._until(self.second, {0: self._end(self.args.partials, 0)})
+        self._until(self.second, {0: self._end(self.args.partials, 0)}, screen)
         self.second.checkpoint()
         self._show(screen)
 
-    def _until(self, stage: Stage, ends: dict[int, int]) -> None:
+    def _until(self, stage: Stage, ends: dict[int, int], screen: Screen) -> None:
         """Tourne jusqu'à ce que les partitions de ``stage`` qui sont à nous soient lues jusqu'à ``ends``."""
         while not self.stop:
-            stage.step()
+            stage.step(WAIT_SECONDS)
+            self._show(screen)
             ours = {partition: ends[partition] for partition in stage.committed}
             if stage.rebalances and all(stage.ended.get(partition, -1) >= end for partition, end in ours.items()):
                 return
@@ -131,7 +136,8 @@ class Monitor:
         return bounds(self.config, TopicPartition(topic, partition), self.stop)[1]
 
     def _show(self, screen: Screen) -> None:
-        screen.show(self.merging.ready, self.numbers)
+        self.numbers.lag, self.numbers.merging = self.reading.lag(), self.merging.merger is not None
+        screen.show(self.merging.ready, self.numbers, self.merging.preview)
         self.merging.ready.clear()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ en retard voyage seul, avec le watermark de sa partition à son arrivée : l'ét
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Annotated, Literal, Protocol
@@ -20,7 +20,7 @@ import msgspec
 from exercice2.transactions import CENT, MONTANT_MAX, TEXT_MAX, InvalidTransaction, parse
 from exercice2.windows import NEVER, HopWindows, Result, Slicing, Stats, TrailingWindows, Watermarks
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
+LEARNED = 1_000_000  # secondes et textes retenus par le chemin rapide
 Windows = HopWindows | TrailingWindows
 
 
@@ -64,22 +64,28 @@ class Partial(msgspec.Struct, omit_defaults=True):
 class _Row(msgspec.Struct, gc=False):
     """Une transaction, contrôlée par msgspec : le chemin rapide, le même verdict que ``transactions.parse``."""
 
-    id: Text
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
     timestamp: str
     montant: Annotated[float, msgspec.Meta(gt=0, le=float(MONTANT_MAX))]
     type: Literal["paiement", "retrait", "virement", "depot", "remboursement"]
-    compte: Text
-    region: Text
-    canal: Text
+    compte: str
+    region: str
+    canal: str
 
 
 class Reader:
-    """Lit des transactions. ``by`` : le champ qui sert de clé, ou rien ; ``max_future_ms`` : avance permise."""
+    """Lit des transactions. ``by`` : le champ qui sert de clé, ou rien ; ``max_future_ms`` : avance permise.
+
+    Presque toutes passent par le chemin rapide, qui ne connaît que les secondes et les textes que le chemin lent,
+    ``transactions.parse``, a déjà admis.
+    """
 
     def __init__(self, by: str | None, max_future_ms: int) -> None:
         self.by, self.max_future = by, max_future_ms
+        self._key_of: Callable[[_Row], str | None] = attrgetter(by) if by else lambda _: None
         self._decode = msgspec.json.Decoder(_Row).decode
-        self._seconds: dict[str, int] = {}  # « 2026-01-31T23:59:59 » : lire une date coûte cher, presque toutes servent
+        self._seconds: dict[str, int] = {}  # « 2026-01-31T23:59:59 »
+        self._texts: set[str] = set()
         self._milliseconds = {f".{number:03d}Z": number for number in range(1000)}
 
     def read(self, records: Sequence[Record], now_ms: int) -> tuple[list[Entry], list[tuple[int, str]]]:
@@ -87,9 +93,8 @@ class Reader:
 
         Refuse ce qui n'est pas une transaction, et ce qui est daté de plus de ``max_future_ms`` après ``now_ms``.
         """
-        decode, seconds, milliseconds = self._decode, self._seconds, self._milliseconds
-        key_of = attrgetter(self.by) if self.by else None
-        limit = now_ms + self.max_future
+        decode, key_of, limit = self._decode, self._key_of, now_ms + self.max_future
+        seconds, milliseconds, texts = self._seconds, self._milliseconds, self._texts
         entries: list[Entry] = []
         rejected: list[tuple[int, str]] = []
         for rank, record in enumerate(records):
@@ -98,8 +103,9 @@ class Reader:
                 text, scaled = row.timestamp, row.montant * 100
                 instant = seconds[text[:19]] + milliseconds[text[19:]]
                 cents = int(scaled + 0.5)  # exact : le flottant le plus proche d'un nombre de centimes y revient
-                if -1e-6 < scaled - cents < 1e-6 and instant <= limit:
-                    entries.append((key_of(row) if key_of else None, cents, instant, record, row.id))
+                known = row.compte in texts and row.region in texts and row.canal in texts
+                if known and -1e-6 < scaled - cents < 1e-6 and instant <= limit and _plain(row.id):
+                    entries.append((key_of(row), cents, instant, record, row.id))
                     continue
             except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass
@@ -110,18 +116,25 @@ class Reader:
         return entries, rejected
 
     def _read_slowly(self, record: Record, limit: int) -> Entry:
-        """Une seconde encore inconnue, ou un message à refuser avec une bonne raison."""
+        """Une seconde ou un texte encore inconnus, ou un message à refuser avec une bonne raison."""
         transaction = parse(record.value(), _FOREVER)
         moment = transaction.timestamp.replace(microsecond=0)
         seconds = (moment - _EPOCH) // _SECOND * 1000
-        if len(self._seconds) > 100_000:
-            self._seconds.clear()
+        for learned in (self._seconds, self._texts):
+            if len(learned) > LEARNED:
+                learned.clear()
+        self._texts.update((transaction.compte, transaction.region, transaction.canal))
         self._seconds[moment.strftime("%Y-%m-%dT%H:%M:%S")] = seconds
         instant = seconds + transaction.timestamp.microsecond // 1000
         if instant > limit:
             raise InvalidTransaction("timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant")
         key = str(getattr(transaction, self.by)) if self.by else None
         return key, int(transaction.montant / CENT), instant, record, transaction.id
+
+
+def _plain(text: str) -> bool:
+    """Faux pour un texte qu'il faut regarder de près : blanc, ou avec des caractères de contrôle."""
+    return text.isprintable() and not text.isspace()
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -276,7 +289,7 @@ class Merger:
     def _needed_until(self, partial: Partial) -> int:
         """Watermark après lequel ce Partial ne change plus aucun résultat."""
         if isinstance(self.windows, TrailingWindows):
-            return max((event.timestamp + self.windows.size for event in partial.events), default=NEVER)
+            return max((self.windows.open_until(event.timestamp) for event in partial.events), default=NEVER)
         slicing = self.windows.slicing
         numbers = [number for number, _ in partial.slices]
         numbers += [slicing.slice_of(event.timestamp) for event in partial.events]

@@ -24,6 +24,9 @@ import msgspec
 from exercice2.windows import Result
 
 ALL = "toutes"  # la clé de ce qui n'en a pas
+EXACT_MAX = 10**15  # quinze chiffres : au-delà, un flottant n'a plus toutes les décimales, un Decimal prend sa place
+
+Amount = float | Decimal
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
@@ -32,49 +35,60 @@ def key_text(key: Any) -> str:
     return ALL if key is None else str(key)
 
 
+class Row(msgspec.Struct, omit_defaults=True, gc=False):
+    """L'objet publié."""
+
+    cle: str
+    debut: str
+    fin: str
+    nombre: int
+    montant_total: Amount
+    montant_moyen: Amount
+    montant_min: Amount
+    montant_max: Amount
+    par_seconde: float
+    correction: bool = False
+    id: str | None = None
+
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
 def to_json(result: Result) -> bytes:
     """L'objet publié pour un résultat, dont les valeurs sont en centimes."""
-    more = "" if result.final else ',"correction":true'
-    if result.tag is not None:
-        more += f',"id":{_quoted(result.tag)}'
-    return (
-        f'{{"cle":{_quoted(key_text(result.key))},"debut":"{instant_text(result.start)}",'
-        f'"fin":"{instant_text(result.end)}","nombre":{result.count},"montant_total":{euros(result.sum)},'
-        f'"montant_moyen":{mean(result.sum, result.count)},"montant_min":{euros(result.min)},'
-        f'"montant_max":{euros(result.max)},"par_seconde":{per_second(result):.6g}{more}}}'
-    ).encode()
-
-
-@lru_cache(10_000)
-def _quoted(text: str) -> str:
-    """Un texte, en JSON."""
-    return msgspec.json.encode(text).decode()
+    start, end, count, total = result.start, result.end, result.count, result.sum
+    return _encode(
+        Row(
+            key_text(result.key), instant_text(start), instant_text(end), count, euros(total), mean(total, count),
+            euros(result.min), euros(result.max), per_second(result), not result.final, result.tag,
+        )
+    )  # fmt: skip
 
 
 def per_second(result: Result) -> float:
-    """Transactions par seconde de fenêtre."""
-    return result.count * 1000 / (result.end - result.start)
+    """Transactions par seconde de fenêtre, au millionième."""
+    return round(result.count * 1000 / (result.end - result.start), 6)
 
 
-def euros(cents: int) -> str:
-    """Un montant : 1990 centimes s'écrivent 19.90."""
-    if cents < 0:
-        return "-" + euros(-cents)
-    return f"{cents // 100}.{cents % 100:02d}"
+def euros(cents: int) -> Amount:
+    """Un montant : 1990 centimes font 19.9. Le texte JSON du flottant a les décimales exactes jusqu'à EXACT_MAX."""
+    return cents / 100 if -EXACT_MAX < cents < EXACT_MAX else Decimal(cents) / 100
 
 
-def mean(cents: int, count: int) -> str:
+def mean(cents: int, count: int) -> Amount:
     """Une moyenne, arrondie au millionième d'euro, la moitié loin de zéro, comme AVG dans Flink SQL."""
     if cents < 0:
-        return "-" + mean(-cents, count)
+        return -mean(-cents, count)
     millionths = (20_000 * cents + count) // (2 * count)
-    return f"{millionths // 1_000_000}.{millionths % 1_000_000:06d}"
+    return millionths / 1_000_000 if millionths < EXACT_MAX else Decimal(millionths) / 1_000_000
+
+
+_MILLISECONDS = [f".{number:03d}Z" for number in range(1000)]
 
 
 def instant_text(instant: int) -> str:
     """Un instant en millisecondes, en texte : ``2026-01-31T23:59:59.999Z``."""
-    seconds = instant // 1000
-    return f"{_second_text(seconds)}.{instant - seconds * 1000:03d}Z"
+    return _second_text(instant // 1000) + _MILLISECONDS[instant % 1000]
 
 
 @lru_cache(100_000)

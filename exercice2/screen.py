@@ -1,11 +1,14 @@
-"""L'écran de kafka_monitor.py : un tableau vivant dans un terminal, des lignes JSON ailleurs."""
+"""L'écran de kafka_monitor.py : un tableau vivant dans un terminal ; ailleurs, des lignes JSON et un compte rendu."""
 
+import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -15,37 +18,59 @@ from commun.cli import french_number
 from exercice2.results import instant_text, key_text, per_second
 from exercice2.windows import NEVER, Result
 
-KEPT = 30  # fenêtres retenues par clé, pour le trait
+log = logging.getLogger("pipeline")
+
+KEPT = 12  # fenêtres retenues par clé, pour le trait
 KEYS = 15  # clés affichées
-REFRESH_SECONDS = 0.5
+WIDE = 140  # colonnes d'un terminal où tout tient
+REFRESH_SECONDS = 0.5  # du tableau
+REPORT_SECONDS = 10.0  # du compte rendu, sans terminal
+RATE_SECONDS = 5.0  # le débit est celui des dernières secondes
+MORE = ("moyenne (€)", "min (€)", "max (€)", "par s")  # ce qui ne s'affiche qu'en large
 BARS = "▁▂▃▄▅▆▇█"
 
 Published = tuple[Result, bytes]  # une fenêtre, et l'objet JSON publié
+Preview = Callable[
+    [Iterable[Any]], list[Result]
+]  # la minute en cours de ces clés ; de quelques-unes, s'il n'y en a pas
 
 
 @dataclass
 class Numbers:
-    """Ce que le moniteur a fait depuis son démarrage."""
+    """Ce que le moniteur a fait depuis son démarrage, et où il en est."""
 
     read: int = 0
     rejected: int = 0
     late: int = 0
     published: int = 0
     corrections: int = 0
+    lag: int = 0  # messages de ses partitions qui restent à lire
     watermark: int = NEVER
+    merging: bool = False  # c'est lui qui réunit les comptes et publie
     alerts: deque[tuple[str, Result]] = field(default_factory=lambda: deque(maxlen=5))
-    start: float = field(default_factory=time.monotonic)
+    samples: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
     def __str__(self) -> str:
-        rate = self.read / max(time.monotonic() - self.start, 0.001)
         return (
-            f"{french_number(self.read)} transactions lues ({french_number(rate)}/s), "
-            f"{french_number(self.published)} fenêtres publiées, {self.corrections} corrections, "
-            f"{self.late} en retard, {self.rejected} refusées"
+            f"{french_number(self.read)} transactions lues ({french_number(self.rate())}/s), "
+            f"{french_number(self.lag)} à lire, {french_number(self.published)} fenêtres publiées, "
+            f"{self.corrections} corrections, {self.late} en retard, {self.rejected} refusées"
         )
+
+    def rate(self) -> float:
+        """Transactions lues par seconde, ces dernières secondes."""
+        now = time.monotonic()
+        if now - self.samples[-1][0] >= REFRESH_SECONDS:
+            self.samples.append((now, self.read))
+        while len(self.samples) > 1 and now - self.samples[1][0] >= RATE_SECONDS:
+            self.samples.popleft()
+        since, before = self.samples[0]
+        return (self.read - before) / max(now - since, 0.001)
 
     def delay(self) -> str:
         """Retard du watermark sur l'horloge."""
+        if not self.merging:
+            return "un autre moniteur du groupe réunit les comptes et publie"
         if self.watermark == NEVER:
             return "watermark inconnu : une partition n'a encore rien dit"
         return f"watermark en retard de {french_number(time.time() - self.watermark / 1000, 1)} s sur l'horloge"
@@ -55,14 +80,13 @@ class Screen:
     """Affiche les fenêtres publiées."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=False)
         self.live: Live | None = None
-        self._last: dict[str, deque[Result]] = {}
-        self._shown_at = 0.0
+        self._last: dict[Any, deque[Result]] = {}
+        self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
-            self.live = Live(console=self.console, auto_refresh=False)
+            self.live = Live(console=Console(), auto_refresh=False)
             self.live.start()
         return self
 
@@ -70,39 +94,68 @@ class Screen:
         if self.live:
             self.live.stop()
 
-    def show(self, published: list[Published], numbers: Numbers) -> None:
+    def show(self, published: list[Published], numbers: Numbers, preview: Preview) -> None:
         """De nouvelles fenêtres, et où en est le moniteur."""
         corrections = sum(not result.final for result, _ in published)
         numbers.corrections += corrections
         numbers.published += len(published) - corrections
-        if self.live is None:
-            if published:
-                sys.stdout.write(b"\n".join([*(value for _, value in published), b""]).decode())
-                sys.stdout.flush()
+        if self.live is None and published:
+            sys.stdout.write(b"\n".join([*(value for _, value in published), b""]).decode())
+            sys.stdout.flush()
+        if self.live is not None:
+            for result, _ in published:
+                self._last.setdefault(result.key, deque(maxlen=KEPT)).append(result)
+        if time.monotonic() - self._shown_at < (REFRESH_SECONDS if self.live else REPORT_SECONDS):
             return
-        for result, _ in published:
-            self._last.setdefault(key_text(result.key), deque(maxlen=KEPT)).append(result)
-        if time.monotonic() - self._shown_at > REFRESH_SECONDS:
-            self._shown_at = time.monotonic()
-            self.live.update(self._render(numbers), refresh=True)
+        self._shown_at = time.monotonic()
+        if self.live is None:
+            log.info("%s ; %s.", numbers, numbers.delay())
+        else:
+            self.live.update(self._render(self.live, numbers, preview), refresh=True)
 
-    def _render(self, numbers: Numbers) -> Group:
-        table = Table(title="Dernière fenêtre de chaque clé")
-        for name in ("clé", "fin (UTC)", "nombre", "total (€)", "moyenne (€)", "min (€)", "max (€)", "par s"):
-            table.add_column(name, justify="left" if name == "clé" else "right")
-        table.add_column("total, dernières fenêtres")
-        for key in sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]:
-            result = self._last[key][-1]
-            amounts = (result.sum, result.sum / result.count, result.min, result.max)
-            cells = [french_number(cents / 100, 2) for cents in amounts]
-            trend = sparkline([past.sum for past in self._last[key]])
-            end, rate = instant_text(result.end)[11:19], french_number(per_second(result), 1)
-            table.add_row(key, end, french_number(result.count), *cells, rate, trend)
+    def _render(self, live: Live, numbers: Numbers, preview: Preview) -> Group:
+        shown = sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]
+        current = {result.key: result for result in preview(shown)[:KEYS]}
+        wide = live.console.width >= WIDE
+        filling = next((f", {instant_text(result.end)[11:19]}" for result in current.values()), "") if wide else ""
+        names = ["fin", "nombre", "total (€)", *(MORE if wide else ()), "évolution", f"en cours{filling}"]
+        table = Table(
+            box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="La dernière minute close de chaque clé (heures UTC)"
+        )
+        table.add_column("clé", no_wrap=True, max_width=30 if wide else 16)
+        for name in [*names, "total (€)"] if wide else names:
+            table.add_column(name, justify="left" if name == "évolution" else "right", no_wrap=True)
+        for key in shown or current:
+            closed = _closed(self._last.get(key), wide) or [""] * (len(names) - 1)
+            table.add_row(key_text(key), *closed, *_opened(current.get(key), wide))
         alerts = [
             Text(f"ALERTE {text} : {key_text(result.key)}, fin {instant_text(result.end)}", style="bold red")
             for text, result in numbers.alerts
         ]
-        return Group(table, Text(f"{numbers}, {numbers.delay()}"), *alerts)
+        return Group(table, Text(f"{numbers} ; {numbers.delay()}"), *alerts)
+
+
+def _closed(past: "deque[Result] | None", wide: bool) -> list[str]:
+    """Cellules de la dernière fenêtre close d'une clé, et le trait des précédentes ; vide s'il n'y en a pas."""
+    if not past:
+        return []
+    result = past[-1]
+    cells = [instant_text(result.end)[11:19], french_number(result.count), _amount(result.sum, wide)]
+    if wide:
+        cells += [_amount(cents, wide) for cents in (result.sum / result.count, result.min, result.max)]
+        cells.append(french_number(per_second(result), 1))
+    return [*cells, sparkline([window.sum for window in past])]
+
+
+def _opened(result: Result | None, wide: bool) -> list[str]:
+    """Cellules de la fenêtre qui se remplit."""
+    if not result:
+        return []
+    return [french_number(result.count), *([_amount(result.sum, wide)] if wide else [])]
+
+
+def _amount(cents: float, wide: bool) -> str:
+    return french_number(cents / 100, 2 if wide else 0)
 
 
 def sparkline(values: list[int]) -> str:

@@ -8,6 +8,7 @@ dernière place validée.
 import logging
 import time
 import uuid
+from itertools import groupby
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -19,8 +20,8 @@ from exercice2.sinks import Aborted, ExactlyOnce
 log = logging.getLogger("pipeline")
 
 CALL_SECONDS = 5.0
-BATCH_SIZE, BATCH_SECONDS = 10_000, 0.05
-COMMIT_SECONDS = 0.5  # durée d'une transaction, donc ce qu'un lecteur attend au plus
+# Durée d'une transaction, donc ce qu'attend un lecteur : courte quand on suit le flux, longue quand on le rattrape.
+LIVE_SECONDS, BEHIND_SECONDS = 0.2, 1.0
 
 Place = tuple[int, str]  # offset du prochain message à lire, métadonnées
 
@@ -45,10 +46,10 @@ class Handler(Protocol):
 
 
 class Stage:
-    """La boucle d'un étage ; ``step`` en fait un tour."""
+    """La boucle d'un étage ; ``step`` en fait un tour. ``batch`` : messages lus à la fois."""
 
-    def __init__(self, topic: str, consumer: Config, producer: Config, stop: Stop, *, chunk: int = BATCH_SIZE) -> None:
-        self.topic, self.stop, self.chunk = topic, stop, chunk
+    def __init__(self, topic: str, consumer: Config, producer: Config, stop: Stop, batch: int) -> None:
+        self.topic, self.stop, self.batch = topic, stop, batch
         self.sink = ExactlyOnce(producer | {"transactional.id": f"{topic}-{uuid.uuid4().hex}"}, stop)
         self.consumer: Consumer = connect(Consumer, consumer)
         self.committed: dict[int, Place] = {}
@@ -65,24 +66,33 @@ class Stage:
             [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def step(self) -> None:
-        """Un tour : lire, calculer, valider s'il est temps."""
+    def step(self, seconds: float) -> bool:
+        """Un tour : lire, ``seconds`` au plus, calculer, valider s'il est temps ; vrai s'il reste sûrement à lire."""
         self.recover()
+        messages = self.consumer.consume(self.batch, seconds)
+        behind = len(messages) == self.batch
+        if any(map(Message.error, messages)):
+            messages = [message for message in messages if self._is_data(message)]
+        else:
+            for partition in set(map(Message.partition, messages)):
+                self.ended.pop(partition or 0, None)
         by_partition: dict[int, list[Message]] = {}
-        for message in self.consumer.consume(BATCH_SIZE, BATCH_SECONDS):
-            error, partition = message.error(), message.partition() or 0
-            if error is None:
-                by_partition.setdefault(partition, []).append(message)
-                self.ended.pop(partition, None)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self.ended[partition] = message.offset() or 0
-            else:
-                readable(message)
-        for partition, messages in by_partition.items():
-            for start in range(0, len(messages), self.chunk):
-                if partition in self.committed and not self._must_abort:
-                    self._process(partition, messages[start : start + self.chunk])
-        self._commit_in_time()
+        for partition, run in groupby(messages, Message.partition):
+            by_partition.setdefault(partition or 0, []).extend(run)
+        for partition, found in by_partition.items():
+            if partition in self.committed and not self._must_abort:
+                self._process(partition, found)
+        self._commit_in_time(behind)
+        return behind
+
+    def _is_data(self, message: Message) -> bool:
+        """Vrai pour un message ; une nouvelle du client Kafka peut être la fin d'une partition."""
+        error, partition = message.error(), message.partition() or 0
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            self.ended[partition] = message.offset() or 0
+            return False
+        self.ended.pop(partition, None)
+        return readable(message)
 
     def _process(self, partition: int, messages: list[Message]) -> None:
         """Des messages, puis la validation s'il est temps : une transaction ne dure jamais beaucoup plus."""
@@ -90,10 +100,10 @@ class Stage:
             self._handler.process(partition, messages)
         except Aborted as error:
             self._abort_later(error)
-        self._commit_in_time()
+        self._commit_in_time(behind=True)
 
-    def _commit_in_time(self) -> None:
-        if time.monotonic() - self._commit_at >= COMMIT_SECONDS:
+    def _commit_in_time(self, behind: bool) -> None:
+        if time.monotonic() - self._commit_at >= (BEHIND_SECONDS if behind else LIVE_SECONDS):
             self.checkpoint()
 
     def write(self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers | None = None) -> None:

@@ -24,7 +24,8 @@ fenêtre à la suivante, on ajoute les tranches qui entrent et on retranche cell
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -277,6 +278,15 @@ class HopWindows:
         count, total, lowest, highest = stats
         return Result(key, start, start + self.slicing.size, count, total, lowest, highest, final=False)
 
+    def preview(self, keys: Iterable[Key]) -> list[Result]:
+        """Contenu présent de la prochaine fenêtre à se fermer : ces clés, ou sans clé celles de la dernière tranche."""
+        if not self.slices:
+            return []
+        newest = max(self.slices)
+        window = max(self.slicing.closed(self.watermark) + 1, self.slicing.windows_of(newest)[0])
+        held = {key for number in self.slicing.slices_of(window) for key in self.slices.get(number, ())}
+        return [self.current(key, window) for key in list(keys) or self.slices[newest] if key in held]
+
     def open_until(self, number: int) -> int:
         """Watermark à partir duquel une tranche ne compte plus pour rien."""
         windows = self.slicing.windows_of(number)
@@ -284,111 +294,133 @@ class HopWindows:
 
 
 class _Trail:
-    """Les événements d'une clé : ceux qui attendent le watermark, et ceux des ``size`` dernières millisecondes."""
+    """Ce qu'une clé a eu dans les ``size`` dernières millisecondes."""
 
-    __slots__ = ("events", "highest", "last", "lowest", "sum", "waiting")
+    __slots__ = ("events", "highest", "last", "lowest", "sum")
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, int, Any, Any]] = []  # instant, rang d'arrivée, valeur, tag
-        self.events: deque[tuple[int, Any]] = deque()
+        self.events: deque[tuple[int, Any]] = deque()  # instant, valeur
         self.lowest: deque[tuple[int, Any]] = deque()  # valeurs croissantes : la première est le minimum
         self.highest: deque[tuple[int, Any]] = deque()  # valeurs décroissantes : la première est le maximum
         self.sum: Any = 0
         self.last = NEVER  # instant du dernier résultat rendu
 
+    def push(self, instant: int, value: Any) -> None:
+        """Un événement, plus récent que les autres ou du même instant que le dernier."""
+        self.events.append((instant, value))
+        self.sum += value
+        lowest, highest = self.lowest, self.highest
+        while lowest and lowest[-1][1] >= value:
+            lowest.pop()
+        lowest.append((instant, value))
+        while highest and highest[-1][1] <= value:
+            highest.pop()
+        highest.append((instant, value))
+
+    def evict(self, start: int) -> None:
+        """Oublie ce qui précède ``start`` ; il reste toujours un événement."""
+        events, lowest, highest = self.events, self.lowest, self.highest
+        while events[0][0] < start:
+            self.sum -= events.popleft()[1]
+        while lowest[0][0] < start:
+            lowest.popleft()
+        while highest[0][0] < start:
+            highest.popleft()
+
 
 class TrailingWindows:
     """Pour chaque événement, la fenêtre [instant - size, instant] de sa clé, rendue quand le watermark y arrive.
 
-    Un événement est refusé s'il n'est pas postérieur au dernier résultat rendu pour sa clé, comme dans Flink, ou
-    s'il a plus de ``size`` de retard sur le watermark : une clé qui se tait depuis si longtemps est oubliée.
+    Un événement est refusé s'il n'est pas postérieur au dernier résultat rendu pour sa clé, comme dans Flink.
+    ``max_late`` : refuse aussi ce qui a au moins ce retard sur le watermark ; la mémoire est alors celle des
+    clés récentes, et non de toutes celles que le flux a portées.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, max_late: int | None = None) -> None:
         if size <= 0:
             raise ValueError("size est strictement positif")
-        self.size = size
+        self.size, self.max_late = size, max_late
         self.watermark = NEVER
+        self._waiting: list[tuple[int, int, Key, Any, Any]] = []  # instant, rang d'arrivée, clé, valeur, tag
+        self._sorted = True
         self._trails: dict[Key, _Trail] = {}
+        self._sweep_at = NEVER
         self._rank = 0
         self._late: list[Late] = []
 
     def add(self, key: Key, value: Any, timestamp: int, tag: Any = None) -> bool:
         """Un événement ; faux s'il est refusé (voir ``take_late``)."""
-        trail = self._trails.get(key)
-        if trail is None:
-            trail = self._trails[key] = _Trail()
-        if timestamp <= max(trail.last, self.watermark - self.size):
+        if timestamp <= self.watermark and self._too_late(key, timestamp):
             self._late.append(Late(key, value, timestamp, self.watermark, tag))
             return False
         self._rank += 1
-        trail.waiting.append((timestamp, self._rank, value, tag))
+        self._sorted = self._sorted and (not self._waiting or self._waiting[-1][0] <= timestamp)
+        self._waiting.append((timestamp, self._rank, key, value, tag))
         return True
+
+    def _too_late(self, key: Key, timestamp: int) -> bool:
+        if self.max_late is not None and timestamp <= self.watermark - self.max_late:
+            return True
+        return key in self._trails and timestamp <= self._trails[key].last
 
     def advance(self, watermark: int) -> list[Result]:
         """Un résultat par événement que ``watermark`` atteint, par instant croissant puis par rang d'arrivée."""
         if watermark < self.watermark:
             return []
         self.watermark = watermark
-        found: list[tuple[int, int, Result]] = []
-        silent = []
-        for key, trail in self._trails.items():
-            if trail.waiting:
-                trail.waiting.sort()
-                if trail.waiting[0][0] <= watermark:
-                    found += self._close(key, trail)
-            elif trail.last <= watermark - self.size:
-                silent.append(key)
-        for key in silent:
-            del self._trails[key]
-        found.sort(key=lambda item: item[:2])
-        return [result for _, _, result in found]
-
-    def _close(self, key: Key, trail: _Trail) -> Iterator[tuple[int, int, Result]]:
-        """Les résultats d'une clé ; ses événements en attente sont triés."""
-        waiting, count = trail.waiting, len(trail.waiting)
-        first = 0
-        while first < count and waiting[first][0] <= self.watermark:
-            instant, after = waiting[first][0], first
+        if not self._sorted:
+            self._waiting.sort(key=_by_rank)
+            self._sorted = True
+        waiting, size, trails, found = self._waiting, self.size, self._trails, list[Result]()
+        first, count = 0, len(waiting)
+        while first < count and (instant := waiting[first][0]) <= watermark:
+            after = first
             while after < count and waiting[after][0] == instant:  # ceux du même instant vont ensemble
-                self._push(trail, instant, waiting[after][2])
+                _, _, key, value, _ = waiting[after]
+                trail = trails.get(key)
+                if trail is None:
+                    trail = trails[key] = _Trail()
+                trail.push(instant, value)
                 after += 1
-            self._evict(trail, instant - self.size)
-            values = (len(trail.events), trail.sum, trail.lowest[0][1], trail.highest[0][1])
-            for _, rank, _, tag in waiting[first:after]:
-                yield instant, rank, Result(key, instant - self.size, instant, *values, tag=tag)
-            trail.last = instant
+            start = instant - size
+            for _, _, key, _, tag in waiting[first:after]:
+                trail = trails[key]
+                trail.evict(start)
+                trail.last = instant
+                content = len(trail.events), trail.sum, trail.lowest[0][1], trail.highest[0][1]
+                found.append(Result(key, start, instant, *content, True, tag))
             first = after
         del waiting[:first]
+        self._sweep()
+        return found
 
-    @staticmethod
-    def _push(trail: _Trail, instant: int, value: Any) -> None:
-        trail.events.append((instant, value))
-        trail.sum += value
-        while trail.lowest and trail.lowest[-1][1] >= value:
-            trail.lowest.pop()
-        trail.lowest.append((instant, value))
-        while trail.highest and trail.highest[-1][1] <= value:
-            trail.highest.pop()
-        trail.highest.append((instant, value))
-
-    @staticmethod
-    def _evict(trail: _Trail, start: int) -> None:
-        while trail.events[0][0] < start:
-            trail.sum -= trail.events.popleft()[1]
-        while trail.lowest[0][0] < start:
-            trail.lowest.popleft()
-        while trail.highest[0][0] < start:
-            trail.highest.popleft()
+    def _sweep(self) -> None:
+        """Oublie les clés muettes, une fois par longueur de fenêtre."""
+        if self.max_late is None or self.watermark < self._sweep_at:
+            return
+        self._sweep_at = self.watermark + self.size
+        oldest = self.watermark - self.max_late - self.size
+        for key in [key for key, trail in self._trails.items() if trail.last < oldest]:
+            del self._trails[key]
 
     def take_updates(self) -> list[Result]:
         """Toujours vide : un résultat rendu ne change plus."""
+        return []
+
+    def preview(self, keys: Iterable[Key]) -> list[Result]:
+        """Toujours vide : une fenêtre n'existe pas avant son événement."""
         return []
 
     def take_late(self) -> list[Late]:
         """Les événements refusés depuis le dernier appel."""
         late, self._late = self._late, []
         return late
+
+    def open_until(self, timestamp: int) -> int:
+        """Watermark à partir duquel un événement de cet instant ne compte plus pour rien."""
+        if self.max_late is None:
+            raise ValueError("sans max_late, un événement compte toujours")
+        return timestamp + self.size + self.max_late
 
 
 class Watermarks:
@@ -418,6 +450,9 @@ class Watermarks:
         active = [watermark for partition, watermark in self.by_partition.items() if partition not in self.idle]
         self.overall = max(self.overall, min(active) if active else max(self.by_partition.values()))
         return self.overall
+
+
+_by_rank = itemgetter(0, 1)
 
 
 def _by_key(result: Result) -> tuple[bool, Any]:

@@ -43,5 +43,5 @@ def test_nothing_lost_nothing_twice(stack: None, tmp_path: Path, seed: int) -> N
     """Brokers, consommateurs et producteur tués, gelés, déplacés : tout est sorti une fois, dans l'ordre."""
     scripts = Scripts("exercice2", {"LOG_LEVEL": "info"})
     said = scripts.run("chaos", "--seconds", SECONDS, "--seed", str(seed), "--logs", str(tmp_path), timeout=500)
-    assert "Chaque transaction confirmée est sortie une fois, dans l'ordre." in said
+    assert "Chaque transaction confirmée est sortie une fois, dans l'ordre ; chaque fenêtre une fois, juste." in said
     assert "deux brokers" in said.lower()

@@ -5,22 +5,14 @@ import signal
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Message
 
 from exercice2.transactions import Transaction, generate, parse, to_json
+from exercice2.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
-
-SIZE, DELAY = timedelta(seconds=60), timedelta(seconds=5)
-Content = tuple[int, Decimal, Decimal, Decimal]
-Windows = dict[tuple[str, str], Content]
-
-
-def instant(text: str) -> datetime:
-    """Un instant en texte."""
-    return datetime.fromisoformat(text)
 
 
 def transactions(messages: list[Message]) -> list[tuple[int, Transaction]]:
@@ -29,33 +21,21 @@ def transactions(messages: list[Message]) -> list[tuple[int, Transaction]]:
     return [(message.partition() or 0, parse(message.value(), now)) for message in messages]
 
 
-def oracle(lab: BankLab, by: str | None, slide: timedelta) -> Windows:
-    """Les fenêtres que le topic doit donner, calculées une par une ; sans retard."""
-    found: dict[tuple[str, str], list[Decimal]] = defaultdict(list)
-    highest: dict[int, datetime] = {}
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    for partition, transaction in transactions(lab.messages(lab.topic)):
-        highest[partition] = max(highest.get(partition, epoch), transaction.timestamp)
-        start = epoch + (transaction.timestamp - epoch) // slide * slide
-        while start + SIZE > transaction.timestamp:
-            key = "toutes" if by is None else str(getattr(transaction, by))
-            found[key, (start + SIZE).isoformat()].append(transaction.montant)
-            start -= slide
-    watermark = min(highest.values()) - DELAY
-    closed = {place: amounts for place, amounts in found.items() if instant(place[1]) <= watermark}
-    return {place: (len(a), sum(a, Decimal(0)), min(a), max(a)) for place, a in closed.items()}
-
-
-def published(lab: BankLab) -> Windows:
-    """Les fenêtres publiées ; échoue si l'une l'est deux fois."""
-    found: Windows = {}
+def published(lab: BankLab) -> list[Window]:
+    """Les fenêtres publiées."""
+    rows = []
     for message in lab.messages(lab.windows):
-        row: dict[str, Any] = json.loads(message.value() or b"", parse_float=Decimal)
-        place = row["cle"], instant(row["fin"]).isoformat()
+        row = json.loads(message.value() or b"")
         assert (message.key() or b"").decode() == f"{row['cle']}|{row['fin']}"
-        assert place not in found, f"{place} est publiée deux fois"
-        found[place] = row["nombre"], *(Decimal(row[f"montant_{name}"]) for name in ("total", "min", "max"))
-    return found
+        rows.append(msgspec.json.decode(message.value() or b"", type=Window))
+    return rows
+
+
+def check(lab: BankLab, by: str | None, slide: float) -> None:
+    """Chaque fenêtre que le topic doit donner est publiée une fois, juste, et rien d'autre."""
+    expected = expected_windows(transactions(lab.messages(lab.topic)), by, timedelta(seconds=slide))
+    assert len(expected) > 5
+    assert judge_windows(expected, published(lab)) == (0, 0, 0, 0)
 
 
 def send(lab: BankLab, *items: tuple[str, float]) -> None:
@@ -75,7 +55,7 @@ def test_every_window_once(bank_lab: BankLab, by: str | None, slide: int) -> Non
         bank_lab.generate(count, "--disorder", "4")
         said = bank_lab.run("kafka_monitor", *options)
         assert "0 en retard, 0 refusées" in said
-        assert published(bank_lab) == oracle(bank_lab, by, timedelta(seconds=slide))
+        check(bank_lab, by, slide)
     assert "0 fenêtres publiées" in bank_lab.run("kafka_monitor", *options)
 
 
@@ -102,7 +82,7 @@ def test_what_is_refused_is_kept(bank_lab: BankLab) -> None:
     bank_lab.send_raw(b"pas du JSON")
     said = bank_lab.run("kafka_monitor", "--once")
     assert "1 en retard, 2 refusées" in said
-    assert {end[11:19]: content[0] for (_, end), content in published(bank_lab).items()} == {
+    assert {f"{window.fin:%H:%M:%S}": window.nombre for window in published(bank_lab)} == {
         "00:00:20": 1, "00:00:30": 1, "00:00:40": 1, "00:00:50": 1, "00:01:00": 1, "00:01:10": 1,
     }  # fmt: skip
     reasons = {raw: said["dlq.reason"] for raw, said in bank_lab.letters(f"{bank_lab.windows}-dlq")}
@@ -112,7 +92,8 @@ def test_what_is_refused_is_kept(bank_lab: BankLab) -> None:
     assert late == "en retard : toutes ses fenêtres étaient closes au watermark 2026-01-01T00:03:15.000Z"
     send(bank_lab, ("FR1", 300))
     bank_lab.run("kafka_monitor", "--once")
-    assert published(bank_lab)["toutes", "2026-01-01T00:03:30+00:00"][0] == 2, "150 comptait encore"
+    ends = {f"{window.fin:%H:%M:%S}": window.nombre for window in published(bank_lab)}
+    assert ends["00:03:30"] == 2, "150 comptait encore"
 
 
 def test_corrections_and_alerts(bank_lab: BankLab) -> None:
@@ -167,7 +148,7 @@ def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:
     monitors.pop().stop(signal.SIGKILL)
     assert producer.process.wait(90) == 0
     bank_lab.run("kafka_monitor", "--once", *options)
-    assert published(bank_lab) == oracle(bank_lab, None, timedelta(seconds=1))
+    check(bank_lab, None, 1)
     assert Counter(bank_lab.ids(bank_lab.topic)).most_common(1)[0][1] == 1
     assert not bank_lab.letters(f"{bank_lab.windows}-dlq")
     assert {"dlq"} & headers(bank_lab.messages(bank_lab.topic)[0]).keys() == set()

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -47,9 +48,9 @@ def message(place: int, key: str, cents: int, instant: int) -> Message:
     return Message(json.dumps(fields | {"montant": cents / 100}).encode(), place)
 
 
-def new(slide: int | None, size: int = 60, grace: int = 0) -> Windows:
+def new(slide: int | None, grace: int = 0, max_late: int = 60) -> Windows:
     """Des fenêtres de 60 ms."""
-    return TrailingWindows(size) if slide is None else HopWindows(size, slide, grace)
+    return TrailingWindows(60, max_late) if slide is None else HopWindows(60, slide, grace)
 
 
 events_of = st.lists(
@@ -107,7 +108,7 @@ def test_restart_anywhere(
     streams: list[list[tuple[str, int, int]]], slide: int | None, delay: int, order: Any, stop: int
 ) -> None:
     """Un arrêt après n'importe quel Partial : repris à la place validée, rien ne manque ni ne double."""
-    grace = order.choice([0, 30])
+    grace, max_late = order.choice([0, 30]), order.choice([0, 7, 60])
     slicing = windows.slicing if isinstance(windows := new(slide), HopWindows) else None
     log: list[Partial] = []
     for partition, events in enumerate(streams):
@@ -118,19 +119,42 @@ def test_restart_anywhere(
         for partial in own:  # dans l'ordre de la partition, mêlé au hasard aux autres
             places = [n for n in range(len(log) + 1) if all(p.partition != partition for p in log[n:])]
             log.insert(order.choice(places), partial)
-    whole = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    whole = Merger(new(slide, grace, max_late), range(len(streams)), 0, None)
     expected = [result for offset, partial in enumerate(log) for result in whole.apply(offset, partial)]
-    first = Merger(new(slide, grace=grace), range(len(streams)), 0, None)
+    first = Merger(new(slide, grace, max_late), range(len(streams)), 0, None)
     stop %= len(log) + 1
     found = [result for offset, partial in enumerate(log[:stop]) for result in first.apply(offset, partial)]
     saved = msgspec.json.decode(msgspec.json.encode(first.position), type=Position)
-    second = Merger(new(slide, grace=grace), range(len(streams)), first.low, saved)
+    second = Merger(new(slide, grace, max_late), range(len(streams)), first.low, saved)
     for offset in range(first.low, len(log)):
         found += second.apply(offset, log[offset])
     assert content(found) == content(expected)
     assert [*first.late, *second.late] == whole.late
     assert [*first.late_slices, *second.late_slices] == whole.late_slices
     assert second.marks.overall == whole.marks.overall
+
+
+def test_restart_remembers_a_silent_key() -> None:
+    """Une clé se tait, puis livre en retard : après un arrêt, sa fenêtre a encore ce qui précède le silence."""
+    combiner = Combiner(Reader("compte", 0), None, 0)
+    events = [(0, "a", 5, 100), (1, "b", 1, 165), (2, "a", 7, 120)]
+    log = [combiner.combine(0, [message(*event)], NOW)[0] for event in events]
+    first = Merger(new(None), [0], 0, None)
+    for offset, partial in enumerate(log[:2]):
+        first.apply(offset, partial)
+    second = Merger(new(None), [0], first.low, first.position)
+    found = [result for offset in range(first.low, 3) for result in second.apply(offset, log[offset])]
+    assert [(row.key, row.end, row.count, row.sum) for row in found] == [("a", BASE + 120, 2, 12)]
+
+
+@given(cents=st.integers(-(10**18), 10**18), count=st.integers(1, 10**6))
+def test_amounts_are_exact(cents: int, count: int) -> None:
+    """Un montant publié a ses décimales exactes, si grand soit-il ; une moyenne est au millionième."""
+    published = to_result(Result("a", 0, 60_000, count, cents, cents, cents))
+    row = json.loads(published, parse_float=Decimal, parse_int=Decimal)
+    assert row["montant_total"] == row["montant_min"] == Decimal(cents) / 100
+    exact = Fraction(cents, 100 * count)
+    assert abs(Fraction(row["montant_moyen"]) - exact) <= Fraction(1, 2_000_000)
 
 
 def test_idle_partition_comes_back_late() -> None:
@@ -171,7 +195,13 @@ def test_reader_agrees_with_parse(by: str | None) -> None:
         assert id == transaction.id
 
 
-anything = st.none() | st.text(max_size=4) | st.floats() | st.integers()
+anything = (
+    st.none()
+    | st.text(max_size=4)
+    | st.sampled_from([" ", "\x7f", "\t", "\u00a0", "x" * 101])
+    | st.floats()
+    | st.integers()
+)
 
 
 @given(change=st.dictionaries(st.sampled_from(sorted(TEMPLATE)), anything))
@@ -204,8 +234,8 @@ def test_far_future_is_refused() -> None:
 
 def test_rows_are_exact() -> None:
     """Montants et moyennes exacts ; l'alerte compare des nombres exacts."""
-    assert [euros(-5), euros(123456)] == ["-0.05", "1234.56"]
-    assert [mean(100, 3), mean(200, 3), mean(-1, 20_000)] == ["0.333333", "0.666667", "-0.000001"]
+    assert [euros(-5), euros(123456)] == [-0.05, 1234.56]
+    assert [mean(100, 3), mean(200, 3), mean(-1, 20_000)] == [0.333333, 0.666667, -0.000001]
     result = Result(None, BASE, BASE + 60_000, 3, 1_000_001, 1, 999_999, final=False, tag='l"une')
     assert json.loads(to_result(result), parse_float=Decimal) == {
         "cle": "toutes", "debut": "2026-01-01T00:00:00.000Z", "fin": "2026-01-01T00:01:00.000Z", "nombre": 3,

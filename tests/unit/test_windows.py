@@ -161,16 +161,19 @@ def test_hop_late_events(events: list[Event], shape: tuple[int, int], delay: int
         assert as_dict(windows.advance(watermark)) == expected
 
 
-@given(events=events_of, size=st.sampled_from([1, 10, 60, 500]), delay=st.integers(0, 80))
-def test_trailing_equals_the_oracle(events: list[Event], size: int, delay: int) -> None:
+@given(
+    events=events_of, size=st.sampled_from([1, 10, 60, 500]), delay=st.integers(0, 80),
+    max_late=st.sampled_from([None, 0, 1, 60, 500]),
+)  # fmt: skip
+def test_trailing_equals_the_oracle(events: list[Event], size: int, delay: int, max_late: int | None) -> None:
     """Un résultat par événement accepté, égal aux ``size`` millisecondes qui le précèdent dans sa clé."""
-    windows = TrailingWindows(size)
+    windows = TrailingWindows(size, max_late)
     accepted: list[tuple[Any, int, int, int]] = []
     found: list[Result] = []
     last: dict[Any, int] = defaultdict(lambda: NEVER)
     watermark = NEVER
     for rank, (key, value, instant) in enumerate(events):
-        on_time = instant > max(last[key], watermark - size)
+        on_time = instant > last[key] and (max_late is None or instant > watermark - max_late)
         assert windows.add(key, value, instant, rank) == on_time
         if on_time:
             accepted.append((key, value, instant, rank))
