@@ -3,6 +3,7 @@
 from collections import Counter
 from decimal import Decimal
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_flink_may_accept_more() -> None:
 
 
 @pytest.mark.parametrize("change", [{"nombre": 3}, {"montant_total": Decimal(3)}, {"montant_max": Decimal(9)}])
-def test_a_wrong_row_is_seen(change: dict[str, object]) -> None:
+def test_a_wrong_row_is_seen(change: dict[str, Any]) -> None:
     """Une ligne qui ne compte pas ce que son moteur a accepté, chez l'un ou chez l'autre."""
     right = over("a", "b", "c")
     *others, row = sorted(right, key=lambda row: row.fin)
