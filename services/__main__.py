@@ -70,7 +70,8 @@ def start_flink(stack: Stack) -> None:
     prepare_flink(stack, supervisor)
     say(f"Démarrage de {', '.join(names)}…")
     supervisor.start(every_service(stack), names)
-    await_services(stack, supervisor, names)
+    for name in names:  # l'un après l'autre : sans JobManager, un TaskManager ne répond jamais
+        await_services(stack, supervisor, [name])
     port = stack.ports[JOBMANAGER]
     health.wait("Le job de Flink", lambda: "RUNNING" in health.flink_jobs(port).values(), READY_SECONDS,
                 is_running(supervisor, JOBMANAGER), stack.logs / f"{JOBMANAGER}.log")  # fmt: skip
