@@ -14,6 +14,8 @@ SET 'table.local-time-zone' = 'UTC';  -- les instants lus et écrits sont en UTC
 SET 'execution.checkpointing.interval' = '1 s';
 SET 'execution.checkpointing.externalized-checkpoint-retention' = 'RETAIN_ON_CANCELLATION';
 
+SET 'execution.state-recovery.claim-mode' = 'CLAIM';  -- celle dont le job repart est à lui : il l'effacera après usage
+
 CREATE TABLE transactions (
   id          STRING,
   `timestamp` TIMESTAMP_LTZ(3),  -- un instant ; TIMESTAMP tout court serait une heure sans fuseau

@@ -37,8 +37,7 @@ options=(-D "execution.checkpointing.dir=file://$state")
 latest=$(ls -t "$state"/*/chk-*/_metadata 2>/dev/null | head -1 || true)
 if [[ -n $latest ]]; then
   echo "Reprise à la photographie ${latest%/_metadata}."
-  # CLAIM : elle est à ce job, qui l'effacera quand il en aura une plus récente.
-  options+=(--fromSavepoint "${latest%/_metadata}" -D execution.state-recovery.claim-mode=CLAIM)
+  options+=(--fromSavepoint "${latest%/_metadata}")
 fi
 exec "$@" "${options[@]}" --job-classname org.apache.flink.table.runtime.application.SqlDriver \
   --scriptUri "file://$state/fenetres.sql"
