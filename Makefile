@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench lint services stop status reset reconcile
+.PHONY: help install demo test chaos bench flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
 $(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
@@ -29,6 +29,12 @@ chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comp
 
 bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 	$(BIN)/python bench/csv_to_kafka.py
+
+flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 2
+	$(BIN)/python -m services flink
+
+compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
+	cd exercice2 && ../$(BIN)/python compare_windows.py
 
 lint: install    ## style et types
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
     python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
-    python -m services restart kafka2
+    python -m services stop kafka2   l'arrête proprement ; « restart » le redémarre
+    python -m services flink         démarre aussi Apache Flink et les fenêtres de l'exercice 2
     python -m services reset         arrête tout et efface toutes les données
 
 Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
@@ -31,7 +32,8 @@ from commun.cli import Parser, run
 from commun.errors import PipelineError
 from commun.settings import ROOT
 from services import health, install
-from services.stack import NAMES, Stack
+from services.flink import Flink
+from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, TASKMANAGERS, Service, Stack
 from services.supervise import RUNNING, Supervisor
 
 READY_SECONDS = 90
@@ -44,25 +46,64 @@ def say(sentence: str) -> None:
 
 
 def up(stack: Stack) -> None:
-    """Installe, démarre et attend tous les services ; sans effet sur ceux qui tournent."""
+    """Installe, démarre et attend tous les services, sauf Flink ; sans effet sur ceux qui tournent."""
     start = time.monotonic()
     supervisor = Supervisor(stack)
-    states = supervisor.states()
-    if not states:
+    if not supervisor.alive():
         supervisor.end_orphans()
-    running = {name for name, info in states.items() if info["statename"] in RUNNING}
-    services = stack.services(classpath="")
-    if problems := [p for s in services if s.name not in running and (p := health.taken_port(s))]:
-        raise PipelineError("\n".join(problems))
-    files = install.install(stack, say)
-    services = stack.services(install.classpath(files))
+    refuse_taken_ports(stack, supervisor, NAMES)
+    install.install(stack, say)
     say(f"Démarrage de {', '.join(NAMES)}…")
-    supervisor.start(services)
+    supervisor.start(every_service(stack), NAMES)
     await_services(stack, supervisor, NAMES)
     if created := health.create_topics(stack):
         say(f"Topics créés : {', '.join(created)}.")
     engine = "mongod" if stack.mongod else "SecantusDB (protocole de MongoDB ; mongod n'est pas installé)"
     say(f"Tout répond, en {time.monotonic() - start:.0f} s. MongoDB est ici : {engine}.")
+
+
+def start_flink(stack: Stack) -> None:
+    """Installe, démarre et attend Flink : le JobManager et un TaskManager, puis le job."""
+    supervisor = Supervisor(stack)
+    names = (JOBMANAGER, TASKMANAGERS[0])
+    refuse_taken_ports(stack, supervisor, names)
+    prepare_flink(stack, supervisor)
+    say(f"Démarrage de {', '.join(names)}…")
+    supervisor.start(every_service(stack), names)
+    await_services(stack, supervisor, names)
+    port = stack.ports[JOBMANAGER]
+    health.wait("Le job de Flink", lambda: "RUNNING" in health.flink_jobs(port).values(), READY_SECONDS,
+                is_running(supervisor, JOBMANAGER), stack.logs / f"{JOBMANAGER}.log")  # fmt: skip
+    (job,) = health.flink_jobs(port)
+    say(f"Le job « {job} » tourne. Tableau de bord : http://localhost:{port}")
+
+
+def prepare_flink(stack: Stack, supervisor: Supervisor) -> None:
+    """Ce que Flink attend : ses jars et sa configuration ; et rien de ce qu'un mort a laissé."""
+    install.jars(say, "flink")
+    flink = Flink(stack)
+    flink.write_config()
+    for name in FLINK_NAMES:
+        if not is_running(supervisor, name)():
+            flink.clear(name)
+
+
+def every_service(stack: Stack) -> list[Service]:
+    """Tous les services de la pile, Flink compris, qu'il soit installé ou non."""
+    kafka, flink = (install.classpath(install.jar_files(name)) for name in ("kafka", "flink"))
+    return [*stack.services(kafka), *Flink(stack).services(flink)]
+
+
+def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
+    """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
+    waiting = [s for s in every_service(stack) if s.name in names and not is_running(supervisor, s.name)()]
+    if problems := [problem for service in waiting if (problem := health.taken_port(service))]:
+        raise PipelineError("\n".join(problems))
+
+
+def is_running(supervisor: Supervisor, name: str) -> health.Check:
+    """Une question : supervisord tient-il ``name`` en vie ?"""
+    return lambda: supervisor.states().get(name, {}).get("statename") in (*RUNNING, "BACKOFF")
 
 
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
@@ -72,12 +113,10 @@ def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -
 
     def one(name: str) -> None:
         seconds = health.wait(
-            name, questions[name], READY_SECONDS,
-            running=lambda: supervisor.states().get(name, {}).get("statename") in (*RUNNING, "BACKOFF"),
-            log=stack.logs / f"{name}.log",
-        )  # fmt: skip
+            name, questions[name], READY_SECONDS, is_running(supervisor, name), stack.logs / f"{name}.log"
+        )
         with talking:
-            say(f"  {name:<9} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
+            say(f"  {name:<12} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
 
     with ThreadPoolExecutor(len(names)) as pool:
         done, _ = wait_futures([pool.submit(one, name) for name in names], return_when=FIRST_EXCEPTION)
@@ -97,18 +136,19 @@ def down(stack: Stack) -> None:
 
 
 def status(stack: Stack) -> int:
-    """Affiche l'état de chaque service ; 0 si tous tournent et répondent, 1 sinon."""
+    """Affiche l'état de chaque service, Flink s'il a été demandé ; 0 si tous tournent et répondent, 1 sinon."""
     states = Supervisor(stack).states()
     questions = health.checks(stack)
     healthy = True
-    for name in NAMES:
+    asked = [name for name in FLINK_NAMES if states.get(name, {}).get("statename", "STOPPED") != "STOPPED"]
+    for name in (*NAMES, *asked):
         info = states.get(name, {})
         alive = info.get("statename") in RUNNING
         answers = alive and questions[name]()
         healthy &= answers
         word = "répond" if answers else "tourne mais ne répond pas" if alive else "arrêté"
         since = f"pid {info['pid']}, depuis {info['now'] - info['start']} s" if alive else ""
-        print(f"{name:<9} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
+        print(f"{name:<12} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
     print(f"Données : {stack.data}")
     if stack.postgres_home != stack.data:
         print(
@@ -126,12 +166,17 @@ def logs(stack: Stack, name: str) -> None:
 
 
 def restart(stack: Stack, name: str) -> None:
-    """Arrête un service s'il tourne, puis le démarre et attend qu'il réponde."""
+    """Arrête un service s'il tourne, puis le démarre, avec les réglages présents, et attend qu'il réponde."""
     supervisor = Supervisor(stack)
     if not supervisor.alive():
         raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
+    if name in TASKMANAGERS and not is_running(supervisor, JOBMANAGER)():
+        raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
     supervisor.stop(name)
-    supervisor.start_one(name)
+    refuse_taken_ports(stack, supervisor, [name])
+    if name in FLINK_NAMES:
+        prepare_flink(stack, supervisor)
+    supervisor.start(every_service(stack), [name])
     await_services(stack, supervisor, [name])
 
 
@@ -155,11 +200,12 @@ def alone(stack: Stack) -> Iterator[None]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options de la ligne de commande."""
     parser = Parser(__doc__, prog="python -m services")
-    commands = ("up", "down", "status", "logs", "kill", "pause", "resume", "restart", "reset", "lock")
+    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock")
+    names = (*NAMES, *FLINK_NAMES)
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
-    parser.add_argument("name", metavar="service", nargs="?", choices=NAMES, help=", ".join(NAMES))
+    parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
     args = parser.parse(argv)
-    if (args.command in ("logs", "kill", "pause", "resume", "restart")) != (args.name is not None):
+    if (args.command in ("logs", "kill", "pause", "resume", "stop", "restart")) != (args.name is not None):
         parser.error(f"« {args.command} » {'attend un nom de service' if args.name is None else 'ne prend pas de nom'}")
     return args
 
@@ -177,6 +223,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         match args.command:
             case "up":
                 up(stack)
+            case "flink":
+                up(stack)
+                start_flink(stack)
             case "down":
                 down(stack)
             case "kill":
@@ -185,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGSTOP)}) est gelé.")
             case "resume":
                 say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGCONT)}) est réveillé.")
+            case "stop":
+                Supervisor(stack).stop(args.name)
+                say(f"{args.name} est arrêté.")
             case "restart":
                 restart(stack, args.name)
             case "reset":

@@ -1,9 +1,11 @@
 """Le service répond-il vraiment ? On l'interroge comme le ferait un script."""
 
 import http.client
+import json
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from commun.errors import PipelineError
 from commun.settings import LIBPQ, setting
-from services.stack import CONFIG, CONTROLLER_OFFSET, KAFKA_NODES, Service, Stack
+from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
 
 Check = Callable[[], bool]
 REPLICAS = 3
@@ -27,9 +29,11 @@ def checks(stack: Stack) -> dict[str, Check]:
     """Une question par service ; elle renvoie vrai quand le service a bien répondu."""
     return {
         **{name: _kafka_check(stack, node) for node, name in enumerate(KAFKA_NODES, start=1)},
-        "connect": lambda: _connect_answers(stack.ports["connect"]),
+        "connect": lambda: _get(stack.ports["connect"], "/health") is not None,
         "mongodb": lambda: _mongodb_answers(stack.ports["mongodb"]),
         "postgres": lambda: _postgres_answers(stack.ports["postgres"]),
+        JOBMANAGER: lambda: _get(stack.ports[JOBMANAGER], "/overview") is not None,
+        **{name: partial(_taskmanager_answers, stack, name) for name in TASKMANAGERS},
     }
 
 
@@ -59,7 +63,8 @@ def read_topics(path: Path) -> list[NewTopic]:
 
 def taken_port(service: Service) -> str | None:
     """Phrase qui nomme qui occupe déjà un port de ``service``, ou None s'ils sont libres."""
-    ports = [service.port, *([service.port + CONTROLLER_OFFSET] if service.name in KAFKA_NODES else [])]
+    inner = [service.port + CONTROLLER_OFFSET] if service.name in (*KAFKA_NODES, JOBMANAGER) else []
+    ports = [service.port, *inner]
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -69,7 +74,7 @@ def taken_port(service: Service) -> str | None:
                 role = (
                     f"{service.name}"
                     if port == service.port
-                    else f"{service.name} (contrôleur : port + {CONTROLLER_OFFSET})"
+                    else f"{service.name} (port interne : port + {CONTROLLER_OFFSET})"
                 )
                 return (
                     f"Le port {port} de {role} est pris par {_holder(port)} : arrêtez ce programme, ou choisissez "
@@ -110,13 +115,29 @@ def _kafka_check(stack: Stack, node: int) -> Check:
     return answers
 
 
-def _connect_answers(port: int) -> bool:
+def flink_jobs(port: int) -> dict[str, str]:
+    """État de chaque job du JobManager de ce port, par nom."""
+    jobs = json.loads(_get(port, "/jobs/overview") or b"{}").get("jobs", [])
+    return {job["name"]: job["state"] for job in jobs}
+
+
+def _taskmanager_answers(stack: Stack, name: str) -> bool:
+    """Vrai quand ``name`` écoute, et que le JobManager le compte parmi les siens."""
+    known = json.loads(_get(stack.ports[JOBMANAGER], "/taskmanagers") or b"{}").get("taskmanagers", [])
+    with socket.socket() as probe:  # le JobManager n'oublie un mort qu'au bout de dix secondes
+        listening = probe.connect_ex(("127.0.0.1", stack.ports[name])) == 0
+    return listening and name in {taskmanager["id"] for taskmanager in known}
+
+
+def _get(port: int, path: str) -> bytes | None:
+    """Ce qu'un serveur HTTP de cette machine répond, ou None s'il ne répond pas « 200 »."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.read() if response.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

@@ -27,26 +27,40 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from jgo.config import GlobalSettings
     from jgo.constants import MAVEN_CENTRAL_URL
-    from jgo.maven import MavenContext
+    from jgo.maven import Artifact, MavenContext
 
 JARS = Path(__file__).parent / "jars"
+MEGABYTES = {"kafka": 60, "flink": 145}
 PROGRESS_SECONDS = 3.0
 Say = Callable[[str], None]
 
 
-def jars(say: Say) -> list[Path]:
-    """Chemins des jars de ``kafka.lock``, téléchargés s'ils manquent et vérifiés par leur SHA-256.
+def jar_files(name: str = "kafka") -> list[Path]:
+    """Chemins des jars de ``name``.lock, dans le cache de Maven (``~/.m2/repository``), téléchargés ou non."""
+    return [path for _, _, artifact in _locked(name) if (path := artifact.cached_path)]
 
-    Ils vont dans le cache de Maven (``~/.m2/repository``), que tous les projets partagent.
+
+def _locked(name: str) -> list[tuple[str, str, Artifact]]:
+    """Somme SHA-256, coordonnées et jar de chaque ligne de ``name``.lock.
+
     La liste est figée et complète, car jgo 3.2 résout autrement que Maven : il
     choisissait ``kafka-clients`` 3.9.1 pour des brokers 4.3.1.
     """
     context = MavenContext(repo_cache=GlobalSettings.load().repo_cache, remote_repos={"central": MAVEN_CENTRAL_URL})
+    found = []
+    for line in (JARS / f"{name}.lock").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            digest, coordinates = line.split()
+            group, artifact, version = coordinates.split(":")
+            found.append((digest, coordinates, context.project(group, artifact).at_version(version).artifact()))
+    return found
 
-    def fetch(line: str) -> Path:
-        digest, coordinates = line.split()
-        group, name, version = coordinates.split(":")
-        artifact = context.project(group, name).at_version(version).artifact()
+
+def jars(say: Say, name: str = "kafka") -> list[Path]:
+    """Télécharge ceux des jars de ``name`` qui manquent, et vérifie tous les autres par leur SHA-256."""
+
+    def fetch(line: tuple[str, str, Artifact]) -> Path:
+        digest, coordinates, artifact = line
         path: Path = artifact.resolve()
         if _sha256(path) != digest:  # téléchargement interrompu : une seconde fois
             path.unlink()
@@ -56,9 +70,8 @@ def jars(say: Say) -> list[Path]:
             raise PipelineError(f"Le fichier téléchargé pour {coordinates} n'est pas celui attendu : recommencez.")
         return path
 
-    lines = (JARS / "kafka.lock").read_text(encoding="utf-8").split("\n")
-    wanted = [line for line in lines if line and not line.startswith("#")]
-    say(f"Jars de Kafka : {len(wanted)} fichiers (60 Mo, téléchargés la première fois)…")
+    wanted = _locked(name)
+    say(f"Jars de {name.capitalize()} : {len(wanted)} fichiers ({MEGABYTES[name]} Mo, téléchargés la première fois)…")
     found: list[Path] = []
     with ThreadPoolExecutor(8) as pool:
         try:
@@ -76,9 +89,14 @@ def jars(say: Say) -> list[Path]:
 
 
 def lock() -> None:
-    """Récrit ``kafka.lock`` depuis ``pom.xml`` avec Maven, seul juge des versions."""
+    """Récrit chaque ``.lock`` depuis son ``.xml`` avec Maven, seul juge des versions."""
+    for pom in JARS.glob("*.xml"):
+        _lock(pom)
+
+
+def _lock(pom: Path) -> None:
     listing = JARS / "list.txt"
-    maven = ["mvn", "-q", "-B", "-f", str(JARS / "pom.xml"), "dependency:resolve", f"-DoutputFile={listing}"]
+    maven = ["mvn", "-q", "-B", "-f", str(pom), "dependency:resolve", f"-DoutputFile={listing}"]
     subprocess.run([*maven, "-DincludeScope=runtime"], check=True)
     repository = Path.home() / ".m2" / "repository"
     rows = []
@@ -91,7 +109,7 @@ def lock() -> None:
     listing.unlink()
     header = "# SHA-256 et coordonnées Maven de chaque jar. Écrit par « python -m services lock », ne pas modifier.\n"
     text = header + "".join(f"{digest} {coordinates}\n" for coordinates, digest in sorted(rows))
-    (JARS / "kafka.lock").write_text(text, encoding="utf-8")
+    pom.with_suffix(".lock").write_text(text, encoding="utf-8")
 
 
 def install(stack: Stack, say: Say) -> list[Path]:

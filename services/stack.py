@@ -12,7 +12,8 @@ import pwd
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from commun.settings import ROOT, setting
 CONFIG = ROOT / "services" / "config"
 KAFKA_NODES = ("kafka1", "kafka2", "kafka3")
 NAMES = (*KAFKA_NODES, "connect", "mongodb", "postgres")
-# Port du contrôleur d'un nœud = port du broker + 1000 : Kafka seul l'utilise.
+JOBMANAGER, TASKMANAGERS = "jobmanager", ("taskmanager1", "taskmanager2")
+FLINK_NAMES = (JOBMANAGER, *TASKMANAGERS)  # seulement sur demande
+# Port du contrôleur d'un nœud = port du broker + 1000 : Kafka seul l'utilise. Flink fait de même : port du
+# JobManager + 1000 pour lui, + 1001 et + 1002 pour les TaskManagers.
 CONTROLLER_OFFSET = 1000
 # -Xmx512m et le ramasse-miettes simple : trois brokers tiennent dans 1 Go ; le premier
 # niveau de compilation suffit et réduit de moitié le temps de démarrage.
@@ -37,6 +41,7 @@ PORT_VARIABLES = {
     "connect": "PORT_CONNECT",
     "mongodb": "PORT_MONGO",
     "postgres": "PGPORT",
+    JOBMANAGER: "PORT_FLINK",
 }
 
 
@@ -53,15 +58,18 @@ class Service:
     # Quand toute la pile s'arrête, le dernier broker attend un contrôleur qui n'est plus là : on ne l'attend pas.
     stop_seconds: int = 12
     directory: Path | None = None  # dossier de travail ; par défaut celui des données
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stack:
-    """Une pile : un dossier de données, un jeu de ports, six services."""
+    """Une pile : un dossier de données, un jeu de ports, six services ; Flink est dans flink.py."""
 
     def __init__(self) -> None:
         self.data = Path(os.environ.get("SERVICES_DATA") or ROOT / ".data").resolve()
         self.logs = self.data / "logs"
         self.ports = {name: _port(variable) for name, variable in PORT_VARIABLES.items()}
+        for number, name in enumerate(TASKMANAGERS, start=1):
+            self.ports[name] = self.ports[JOBMANAGER] + CONTROLLER_OFFSET + number
         # Une socket Unix a un chemin de 107 octets au plus : elle va dans le dossier temporaire.
         digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:8]
         self.runtime = Path(tempfile.gettempdir()) / f"streaming-data-pipeline-{os.getuid()}-{digest}"

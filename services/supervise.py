@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from supervisor.xmlrpc import Faults, SupervisorTransport
+from supervisor.xmlrpc import SupervisorTransport
 
 from commun.errors import PipelineError
-from services.stack import NAMES, Service, Stack
+from services.stack import Service, Stack
 
 STOP_SECONDS = 30  # plus que le plus patient des services
 RUNNING = ("STARTING", "RUNNING")
@@ -46,8 +47,8 @@ class Supervisor:
             return {}
         return {info["name"]: info for info in self._rpc("getAllProcessInfo")}
 
-    def start(self, services: list[Service]) -> None:
-        """Démarre supervisord au besoin, puis chaque service qui ne tourne pas."""
+    def start(self, services: list[Service], names: Sequence[str]) -> None:
+        """Démarre supervisord au besoin, lui donne ``services``, puis démarre ceux de ``names`` qui ne tournent pas."""
         self._write_config(services)
         if not self.alive():
             self.end_orphans()
@@ -62,18 +63,13 @@ class Supervisor:
         else:
             self._reload()
         for name, info in self.states().items():
-            if info["statename"] not in RUNNING:
-                self._start(name)
+            if name in names and info["statename"] not in RUNNING:
+                self._rpc("startProcess", name, False)
 
     def stop(self, name: str) -> None:
         """Arrête un service proprement et attend qu'il soit arrêté."""
-        if self.states()[name]["statename"] in RUNNING:
+        if self.states().get(name, {}).get("statename") in RUNNING:
             self._rpc("stopProcess", name, True)
-
-    def start_one(self, name: str) -> None:
-        """Démarre un service arrêté, sans attendre qu'il réponde."""
-        if self.states()[name]["statename"] not in RUNNING:
-            self._start(name)
 
     def kill(self, name: str) -> int:
         """Tue un service (SIGKILL), sans lui laisser une chance ; renvoie son pid."""
@@ -124,13 +120,6 @@ class Supervisor:
             if process.info["name"].startswith(PROGRAMS) and marks.intersection(process.info["cmdline"] or ())
         ]
 
-    def _start(self, name: str) -> None:
-        try:
-            self._rpc("startProcess", name, False)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != Faults.ALREADY_STARTED:  # supervisord, tout juste lancé, l'a devancé
-                raise
-
     def _rpc(self, method: str, *arguments: Any) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
         with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
@@ -165,11 +154,12 @@ class Supervisor:
         config["rpcinterface:supervisor"] = {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
         }
-        for service in services:
+        for rank, service in enumerate(services):
             config[f"program:{service.name}"] = {
                 "command": " ".join(_quoted(part) for part in service.command),
-                "priority": str(NAMES.index(service.name)),
-                "autostart": "true",
+                "environment": ",".join(f"{name}={_quoted(value)}" for name, value in service.environment.items()),
+                "priority": str(rank),
+                "autostart": "false",
                 "autorestart": "false",
                 "startsecs": "2",
                 "startretries": "3",

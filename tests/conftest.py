@@ -23,6 +23,7 @@ os.environ |= {
     "PORT_KAFKA2": "19093",
     "PORT_KAFKA3": "19094",
     "PORT_CONNECT": "18083",
+    "PORT_FLINK": "18081",
     "PORT_MONGO": "37018",
     "PGPORT": "15432",
 }
@@ -42,6 +43,16 @@ def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProce
         [sys.executable, "-m", "services", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def listening_addresses() -> set[str]:
+    """Adresses où les processus de la pile des tests écoutent."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if DATA in " ".join(process.info["cmdline"] or ()):
+            connections = process.net_connections("tcp")
+            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ SHEET = SHEETS["exercice1"]
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
     *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
-    *(f"exercice2/{name}.py" for name in ("dead_letters", "chaos")),
+    *(f"exercice2/{name}.py" for name in ("dead_letters", "chaos", "compare_windows")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
 ]
-MAKE_TARGETS = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from commun.settings import ROOT, setting
-from services.stack import KAFKA_NODES, Stack
-from tests.conftest import services
+from services.stack import Stack
+from tests.conftest import listening_addresses, services
 from tests.lab import Lab, expected, ids
 
 pytestmark = pytest.mark.usefixtures("stack")
@@ -28,14 +28,8 @@ def test_up_is_idempotent() -> None:
 
 
 def test_everything_listens_on_loopback_only() -> None:
-    """Aucun port de la pile n'est ouvert sur le réseau."""
-    ports = set(Stack().ports.values()) | {Stack().ports[name] + 1000 for name in KAFKA_NODES}
-    addresses = {
-        connection.laddr.ip
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports
-    }
-    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    """Aucun port de la pile n'est ouvert sur le réseau ; Flink, dans test_flink.py."""
+    assert listening_addresses() <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
 
 def test_a_taken_port_is_named(tmp_path: object) -> None:
@@ -63,6 +57,21 @@ def test_wrong_usage_exits_with_2(arguments: list[str], sentence: str) -> None:
     done = services(*arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_flink_is_only_on_demand() -> None:
+    """Ni démarré, ni montré, tant qu'on ne le demande pas ; un TaskManager seul est refusé en une phrase."""
+    assert "manager" not in services("status").stdout
+    done = services("restart", "taskmanager2")
+    assert (done.returncode, done.stderr) == (1, "Flink ne tourne pas : démarrez-le avec « make flink ».\n")
+
+
+def test_stopped_then_restarted() -> None:
+    """Un service arrêté proprement se redémarre."""
+    assert services("stop", "connect").stderr == "connect est arrêté.\n"
+    assert "arrêté" in services("status").stdout
+    assert services("restart", "connect").returncode == 0
+    assert services("status").returncode == 0
 
 
 def test_paused_then_resumed() -> None:

@@ -145,14 +145,16 @@ def connector() -> dict[str, str]:
     return config
 
 
-def test_lock_file_is_complete() -> None:
-    """Chaque jar a sa somme, une seule version de chaque, et celles de Kafka sont toutes les mêmes."""
-    lines = (ROOT / "services/jars/kafka.lock").read_text().splitlines()
+@pytest.mark.parametrize(("name", "version"), [("kafka", "4.3.1"), ("flink", "2.2.1")])
+def test_lock_file_is_complete(name: str, version: str) -> None:
+    """Chaque jar a sa somme, une seule version de chaque, et celles de Kafka ou de Flink sont toutes les mêmes."""
+    lines = (ROOT / f"services/jars/{name}.lock").read_text().splitlines()
     rows = [line.split() for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest, _ in rows)
     names = [coordinates.rsplit(":", 1)[0] for _, coordinates in rows]
     assert len(names) == len(set(names))
-    assert {c.split(":")[2] for _, c in rows if c.startswith("org.apache.kafka:")} == {"4.3.1"}
+    own = {c.split(":")[2] for _, c in rows if re.match(rf"org\.apache\.{name}:(?!flink-(shaded|sql-connector))", c)}
+    assert own == {version}
 
 
 def test_no_password_in_the_scripts() -> None:

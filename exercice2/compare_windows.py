@@ -1,0 +1,179 @@
+"""Compare, ligne à ligne, les fenêtres de kafka_monitor.py et celles d'Apache Flink, sur les mêmes transactions.
+
+    python compare_windows.py                             quatre cas, les deux sortes de fenêtres chacun
+    python compare_windows.py --partitions 1 --by region  un seul cas
+
+Deux topics : six partitions, et un désordre que le watermark attend (5 s) ; une seule partition, et jusqu'à 30 s de
+désordre : beaucoup de transactions sont en retard, parfois pour une partie de leurs fenêtres seulement. Le Flink de
+« make flink » n'est pas touché : le script en démarre un autre, à côté, et l'arrête ; ses topics sont effacés.
+Garantit : le code de sortie est 0 si les deux moteurs ont publié les mêmes lignes, une fois chacune (clé, bornes,
+nombre, total, moyenne, minimum, maximum, identifiant) ; 1 sinon.
+Une exception, OVER en grand désordre : le moniteur refuse ce que le watermark a dépassé, Flink ce qui n'est pas
+postérieur au dernier résultat de la clé. Flink doit alors accepter tout ce que le moniteur accepte, et chaque
+ligne compter exactement les transactions que son moteur a acceptées.
+Ensuite : flink/fenetres.sql est le job ; windows.py, le calcul du moniteur.
+"""
+
+import argparse
+import logging
+import uuid
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import islice
+from operator import itemgetter
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from commun.cli import Parser, Stop, french_number, positive, run
+from commun.errors import PipelineError
+from commun.kafka import Config, admin_config, client_config, connect, ensure_topics
+from commun.transaction import Stopped
+from exercice2.engines import Case, Engines, Outcome, Rows
+from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
+from exercice2.results import ALL
+from exercice2.sources import REPLAY_START
+from exercice2.transactions import Transaction, disorder, generate, to_json
+from services import install
+from services.stack import Stack
+
+log = logging.getLogger("pipeline")
+
+DISORDER = {6: 5.0, 1: 30.0}  # secondes de désordre, par nombre de partitions
+RATE = 50.0  # transactions par seconde, en temps des transactions
+FLUSH_SECONDS = 60.0
+LINE = "{:<10}  {:<8} {:<8}  {:>9}  {:>9}  {:>9}  {}"
+
+
+# --- Les transactions ---
+
+
+def transactions(partitions: int, count: int, seed: int) -> Iterator[Transaction]:
+    """``count`` transactions en désordre."""
+    ordered = islice(generate(seed, REPLAY_START, RATE), count)
+    return disorder(ordered, DISORDER[partitions], seed)
+
+
+def fill(config: Config, topic: str, partitions: int, count: int, seed: int) -> None:
+    """Crée le topic et l'écrit."""
+    ensure_topics(config, NewTopic(topic, partitions, REPLICATION_FACTOR, config=TOPIC_CONFIG))
+    producer: Producer = connect(Producer, config | {"acks": "all", "partitioner": "murmur2_random"})
+    for transaction in transactions(partitions, count, seed):
+        producer.produce(topic, to_json(transaction), transaction.compte)
+        producer.poll(0)
+    if producer.flush(FLUSH_SECONDS):
+        raise PipelineError(f"Kafka ne confirme pas les transactions de {topic}.")
+    push_watermark(producer, topic, partitions, REPLAY_START + timedelta(seconds=count / RATE + 120))
+
+
+def push_watermark(producer: Producer, topic: str, partitions: int, end: datetime) -> None:
+    """Une transaction de plus par partition, bien après les autres, au même instant partout.
+
+    Elle mène le watermark aussi loin dans toutes : une partition dite inactive n'y change plus rien, et les deux
+    moteurs ferment les mêmes fenêtres.
+    """
+    for partition in range(partitions):
+        last = next(generate(0, end, RATE))._replace(id=f"fin-{partition}", timestamp=end)
+        producer.produce(topic, to_json(last), partition=partition)
+    producer.flush(FLUSH_SECONDS)
+
+
+# --- Comparer ---
+
+
+def verdict(outcome: Outcome, amounts: dict[str, Decimal]) -> str:
+    """« égales », ou ce que les lignes ont de différent ; elles sont fausses si le mot est FAUSSES."""
+    monitor, flink = outcome.monitor, outcome.flink
+    if monitor == flink:
+        return "égales"
+    if outcome.kind == "OVER" and outcome.case.partitions == 1:
+        more = {row.id for row in monitor} <= {row.id for row in flink}
+        if more and is_right(monitor, amounts) and is_right(flink, amounts):
+            return "justes, Flink accepte plus"
+    return "FAUSSES"
+
+
+def is_right(found: Rows, amounts: dict[str, Decimal]) -> bool:
+    """Chaque ligne OVER compte-t-elle les transactions acceptées de sa clé entre ses bornes, et elles seules ?"""
+    accepted: dict[str, list[tuple[str, Decimal]]] = defaultdict(list)
+    for row in sorted(found, key=lambda row: row.fin):
+        accepted[row.cle].append((row.fin, amounts[row.id or ""]))
+    for row in found:
+        known = accepted[row.cle]
+        first, after = bisect_left(known, row.debut, key=_instant), bisect_right(known, row.fin, key=_instant)
+        inside = [amount for _, amount in known[first:after]]
+        if row[3:5] + row[6:8] != (len(inside), sum(inside), min(inside), max(inside)):
+            return False
+    return found.total() == len(found)
+
+
+_instant = itemgetter(0)
+
+
+def show(outcomes: list[Outcome], amounts: dict[str, Decimal]) -> bool:
+    """Affiche les comptes, et quelques lignes qui diffèrent ; faux si des lignes sont fausses."""
+    print(LINE.format("partitions", "par", "fenêtres", "moniteur", "Flink", "communes", "lignes"))
+    verdicts = []
+    for outcome in outcomes:
+        verdicts.append(verdict(outcome, amounts))
+        common = outcome.monitor & outcome.flink
+        counts = (french_number(rows.total()) for rows in (outcome.monitor, outcome.flink, common))
+        print(LINE.format(outcome.case.partitions, outcome.case.by, outcome.kind, *counts, verdicts[-1]))
+        for row in [*list(outcome.monitor - common)[:3], *list(outcome.flink - common)[:3]]:
+            log.debug("Un seul des deux moteurs a publié %s", row)
+    return "FAUSSES" not in verdicts and any(outcome.monitor for outcome in outcomes)
+
+
+def delete_topics(config: Config, prefix: str) -> None:
+    """Efface les topics de cet essai."""
+    admin = AdminClient(admin_config(config))
+    if names := [name for name in admin.list_topics(timeout=20).topics if name.startswith(prefix)]:
+        for outcome in admin.delete_topics(names).values():
+            outcome.result()
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options du script."""
+    parser = Parser(__doc__)
+    parser.option("--partitions", type=int, choices=tuple(DISORDER), help="un seul des deux topics")
+    parser.option("--by", choices=(ALL, "compte", "type", "region", "canal"),
+                  help="une seule clé, au lieu de toutes et compte")  # fmt: skip
+    parser.option("--count", type=positive(), default=6_000, help="transactions par topic")
+    parser.option("--seed", type=positive(zero=True), default=1, help="graine des transactions")
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop, stack = Stop(), Stack()
+    config = client_config({}, bootstrap=args.bootstrap_servers)
+    prefix = f"comparaison-{uuid.uuid4().hex[:8]}"
+    ensure_topics(config)  # Kafka répond-il ?
+    stack.logs.mkdir(parents=True, exist_ok=True)
+    install.jars(log.info, "flink")
+    outcomes, engines = list[Outcome](), Engines(config, stack, stop)
+    try:
+        for partitions in [args.partitions] if args.partitions else DISORDER:
+            topic = f"{prefix}-{partitions}"
+            fill(config, topic, partitions, args.count, args.seed)
+            for by in [args.by] if args.by else (ALL, "compte"):
+                log.info("%d partition(s), par %s : %d transactions…", partitions, by, args.count)
+                outcomes += engines.compare(Case(topic, partitions, by))
+    except Stopped:
+        log.warning("Arrêté avant la fin : la comparaison n'est pas faite.")
+        return 0
+    finally:
+        delete_topics(config, prefix)
+    same = show(outcomes, {t.id: t.montant for t in islice(generate(args.seed, REPLAY_START, RATE), args.count)})
+    print("Les deux moteurs sont d'accord." if same else "Les deux moteurs ne sont pas d'accord : --log-level debug.")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    run(main)
