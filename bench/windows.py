@@ -24,11 +24,14 @@ import argparse
 import contextlib
 import logging
 import math
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -48,6 +51,9 @@ from commun.settings import ROOT
 from commun.transaction import read_topic
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
+from services import install
+from services.flink import Flink
+from services.stack import JOBMANAGER, Stack
 
 log = logging.getLogger("pipeline")
 
@@ -59,6 +65,8 @@ DELAY_MS = 5_000
 WARM_UP = 1 / 3  # part de la mesure qui ne compte pas : Java n'a pas encore compilé
 START_SECONDS = 60.0  # patience jusqu'à la première fenêtre
 SETTLE_SECONDS = 8.0  # en plus de DELAY_MS, avant que le délai ne se mesure
+FLINK_JOB = ROOT / "exercice2" / "flink"
+FLINK_PORT_OFFSET = 100  # à côté du Flink de la pile
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 READER = {"group.id": "bench", "enable.auto.commit": False, "fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 5}
 
@@ -128,10 +136,12 @@ def fill(topic: str, count: int) -> None:
 
 
 @contextmanager
-def processes(*commands: Sequence[str]) -> Iterator[list[psutil.Popen]]:
+def processes(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[list[psutil.Popen]]:
     """Un moteur en marche : ses processus, arrêtés à la fin."""
     started = [
-        psutil.Popen(list(command), cwd=ROOT / "exercice2", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        psutil.Popen(
+            list(command), cwd=ROOT / "exercice2", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         for command in commands
     ]
     try:
@@ -160,6 +170,36 @@ def peer(script: str) -> "Callable[[str, str, str], AbstractContextManager[list[
     return start
 
 
+@contextmanager
+def flink(topic: str, output: str, kind: str) -> Iterator[list[psutil.Popen]]:
+    """Apache Flink : un JobManager et un TaskManager de deux places, à côté de ceux de la pile."""
+    stack = Stack()
+    engine = Flink(stack, stack.data / "flink-bench", stack.ports[JOBMANAGER] + FLINK_PORT_OFFSET)
+    engine.write_config()
+    jobmanager, taskmanager, _ = engine.services(install.classpath(install.jars(log.debug, "flink")))
+    start = engine.home / "start-job.sh"
+    shutil.copy(FLINK_JOB / start.name, start)
+    (engine.home / "fenetres.sql").write_text(flink_sql(kind), encoding="utf-8")
+    names = {"TRANSACTIONS_TOPIC": topic, "TRANSACTIONS_FENETRES_FLINK": output, "FLINK_BY": "compte"}
+    command = [str(start) if part == str(FLINK_JOB / start.name) else part for part in jobmanager.command]
+    environment = os.environ | jobmanager.environment | names
+    try:
+        with processes(command, taskmanager.command, environment=environment) as running:
+            yield running
+    finally:
+        shutil.rmtree(engine.home, ignore_errors=True)
+
+
+def flink_sql(kind: str) -> str:
+    """fenetres.sql, réduit à une sorte de fenêtres."""
+    text = (FLINK_JOB / "fenetres.sql").read_text(encoding="utf-8")
+    dropped = "fenetres" if kind == "event" else "fenetres_par_transaction"
+    text, count = re.subn(rf"^INSERT INTO {dropped}\n.*?;\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    if count != 1:
+        raise PipelineError("fenetres.sql a changé : bench/windows.py ne le reconnaît plus.")
+    return text.replace("INTERVAL '10' SECOND", "INTERVAL '1' SECOND") if kind == "1" else text
+
+
 class Engine(NamedTuple):
     """Un moteur, et comment le démarrer : topic, topic des fenêtres, sorte de fenêtres."""
 
@@ -170,6 +210,7 @@ class Engine(NamedTuple):
 
 ENGINES = (
     Engine("kafka_monitor.py", monitor),
+    Engine("Apache Flink SQL", flink),
     Engine("Bytewax", peer("bytewax_windows.py"), ("10", "1")),
     Engine("Quix Streams", peer("quix_windows.py")),
 )
