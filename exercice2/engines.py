@@ -118,6 +118,11 @@ class Outcome(NamedTuple):
     monitor: Rows
     flink: Rows
 
+    @property
+    def same(self) -> bool:
+        """Les mêmes lignes, une fois chacune ; et il y en a."""
+        return self.monitor == self.flink and self.monitor.total() == len(self.monitor) > 0
+
 
 class Engines:
     """Les deux moteurs, lancés sur un même cas."""
