@@ -37,7 +37,7 @@ Process = subprocess.Popen[bytes]
 
 
 class Row(NamedTuple):
-    """Une ligne publiée, sans par_seconde, que chaque moteur arrondit à sa façon ; ``id`` n'est que dans OVER."""
+    """Une ligne publiée ; ``id`` n'est que dans OVER."""
 
     cle: str
     debut: str
@@ -47,6 +47,7 @@ class Row(NamedTuple):
     montant_moyen: Decimal
     montant_min: Decimal
     montant_max: Decimal
+    par_seconde: Decimal
     id: str | None
 
 
