@@ -37,7 +37,7 @@ Process = subprocess.Popen[bytes]
 
 
 class Row(NamedTuple):
-    """Une ligne publiée, sans par_seconde, que chaque moteur arrondit à sa façon ; ``id`` n'est que dans OVER."""
+    """Une ligne publiée ; ``id`` n'est que dans OVER."""
 
     cle: str
     debut: str
@@ -47,6 +47,7 @@ class Row(NamedTuple):
     montant_moyen: Decimal
     montant_min: Decimal
     montant_max: Decimal
+    par_seconde: Decimal
     id: str | None
 
 
@@ -117,6 +118,11 @@ class Outcome(NamedTuple):
     kind: str
     monitor: Rows
     flink: Rows
+
+    @property
+    def same(self) -> bool:
+        """Les mêmes lignes, une fois chacune ; et il y en a."""
+        return self.monitor == self.flink and self.monitor.total() == len(self.monitor) > 0
 
 
 class Engines:

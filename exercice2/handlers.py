@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from commun.kafka import Config, admin_config, connect, dead_letter_of, place
+from commun.transaction import Stopped
 from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows
 from exercice2.results import instant_text, key_text, to_json
 from exercice2.screen import Numbers, Published
@@ -209,6 +210,8 @@ class Merging:
         found: list[Message] = []
         ended = False
         while not ended:
+            if self.stage.stop:
+                raise Stopped
             for message in self._side.consume(10_000, 0.05):
                 if message.error() is None:
                     found.append(message)

@@ -20,6 +20,7 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -209,12 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("Fenêtres de %s (groupe %s), publiées dans %s.", args.topic, args.group, args.output)
     monitor = Monitor(args, stop, config, producer)
     try:
-        with Screen() as screen:
+        with closing(monitor), Screen() as screen:
             (monitor.run_once if args.once else monitor.run)(screen)
     except Stopped:
         log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")
-    finally:
-        monitor.close()
     log.info("Terminé : %s.", monitor.numbers)
     return 0
 

@@ -100,6 +100,9 @@ FROM (
          DATE_FORMAT(`timestamp` - INTERVAL '60' SECOND, 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''') AS debut,
          DATE_FORMAT(`timestamp`, 'yyyy-MM-dd''T''HH:mm:ss.SSS''Z''') AS fin
   FROM valides
+  -- En retard : le watermark l'a dépassée. Sans ce filtre, OVER juge chaque clé d'après ce qu'elle a déjà rendu, et
+  -- l'oublie au bout d'une minute et demie : une même transaction serait admise ou non selon les précédentes.
+  WHERE CURRENT_WATERMARK(`timestamp`) IS NULL OR `timestamp` > CURRENT_WATERMARK(`timestamp`)
   WINDOW minute_passee AS (
     PARTITION BY cle ORDER BY `timestamp` RANGE BETWEEN INTERVAL '60' SECOND PRECEDING AND CURRENT ROW
   )

@@ -1,7 +1,18 @@
 """kafka_monitor.py sur un vrai cluster : chaque fenêtre une fois, juste, quoi qu'il arrive aux moniteurs."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -124,6 +135,37 @@ def test_idle_partition(bank_lab: BankLab) -> None:
     assert raw == other
     assert said["dlq.reason"].startswith("en retard")
     assert len(published(bank_lab)) == 1
+
+
+def test_live_table(bank_lab: BankLab) -> None:
+    """Dans un terminal, un tableau : la minute close de chaque clé, celle qui se remplit, ce qui reste à lire."""
+    send(bank_lab, ("FR1", 10), ("FR1", 62), ("FR2", 70))
+    command = [sys.executable, "kafka_monitor.py", "--by", "compte", "--idle-timeout", "1", "--slide", "60"]
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = subprocess.Popen(
+        command, cwd=bank_lab.folder, env=bank_lab.env | {"TERM": "xterm"}, stdout=follower, stderr=subprocess.PIPE
+    )
+    os.close(follower)
+    seen = ""
+    try:
+        deadline = time.monotonic() + 60
+        while not re.search(r"FR1 +00:01:00 +1 .*FR2? ", seen, re.DOTALL) or "0 à lire" not in seen:
+            assert time.monotonic() < deadline, seen
+            seen += os.read(leader, 65536).decode(errors="replace")
+    finally:
+        process.send_signal(signal.SIGINT)
+        reader = threading.Thread(target=_drain, args=(leader,), daemon=True)  # sans quoi l'écran plein le bloque
+        reader.start()
+        assert process.wait(30) == 0
+        process.communicate()
+    assert "en cours, 00:02:00" in seen
+
+
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 65536):
+            pass
 
 
 def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:

@@ -232,6 +232,23 @@ def test_memory_does_not_grow() -> None:
         assert len(windows.slices) <= 16
 
 
+def test_preview_is_the_next_window() -> None:
+    """La minute qui se remplit : celle que le watermark fermera la première, telle qu'elle est."""
+    windows = HopWindows(60, 10)
+    assert windows.preview([]) == []
+    for instant in (5, 25, 64):
+        windows.add("a", instant, instant)
+    windows.add("b", 1, 61)
+    windows.advance(59)
+    assert [(r.key, r.start, r.end, r.count, r.sum, r.final) for r in windows.preview(["a", "z"])] == [
+        ("a", 10, 70, 2, 89, False)
+    ]
+    assert {row.key for row in windows.preview([])} == {"a", "b"}
+    windows.advance(1000)
+    windows.add("c", 1, 5000)
+    assert [(row.key, row.end) for row in windows.preview([])] == [("c", 5010)]
+
+
 def test_watermarks() -> None:
     """Le plus petit des partitions actives ; une inconnue retient tout ; il ne recule jamais."""
     marks = Watermarks(range(3))
