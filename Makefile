@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench flink compare-windows lint services stop status reset reconcile
+.PHONY: help install demo test chaos bench bench-windows flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -29,6 +29,14 @@ chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comp
 
 bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 	$(BIN)/python bench/csv_to_kafka.py
+
+.venv-peers/installed: bench/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-windows: services .venv-peers/installed  ## les fenêtres comparées à Flink, Quix Streams et Bytewax
+	$(BIN)/python bench/windows.py
 
 flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 2
 	$(BIN)/python -m services flink
