@@ -115,7 +115,7 @@ def new_topic(name: str) -> str:
 def new_producer() -> Producer:
     """Un producteur rapide."""
     return Producer(
-        client_config({"linger.ms": 5, "compression.type": "lz4", "partitioner": "murmur2_random", "acks": "all"})
+        client_config({"linger.ms": 50, "compression.type": "lz4", "partitioner": "murmur2_random", "acks": "all"})
     )
 
 

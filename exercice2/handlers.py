@@ -23,6 +23,7 @@ from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindow
 
 log = logging.getLogger("pipeline")
 
+AHEAD_MS = 60_000  # avance d'une partition sur la plus lente qui la fait attendre : le double ; et reprendre : ceci
 PURGE_SECONDS = 60.0  # le topic intermédiaire est purgé de ce qui ne sert plus à aucune fenêtre
 
 
@@ -43,6 +44,7 @@ class Reading:
         self.combiners: dict[int, Combiner] = {}
         self._next: dict[int, int] = {}
         self._idle: set[int] = set()
+        self._held: set[int] = set()  # partitions que l'on ne lit plus, le temps que les autres les rattrapent
         self._active_at: dict[int, float] = {}
 
     def restore(self, partition: int, offset: int, metadata: str) -> None:
@@ -58,6 +60,7 @@ class Reading:
         for known in (self.combiners, self._next, self._active_at):
             known.pop(partition, None)
         self._idle.discard(partition)
+        self._held.discard(partition)
 
     def process(self, partition: int, messages: list[Message]) -> None:
         """Voir Handler."""
@@ -105,6 +108,20 @@ class Reading:
                 watermark = self.combiners[partition].watermark
                 self.stage.write(self.args.partials, msgspec.json.encode(Partial(partition, watermark, idle=True)))
                 self._idle.add(partition)
+
+    def align(self) -> None:
+        """--slide event : attend les partitions en retard, dont l'étage 2 garde tout ce qui les sépare des autres."""
+        if self.slicing is not None:
+            return  # il n'en garde que des comptes
+        reading = {p: combiner.highest for p, combiner in self.combiners.items() if p not in self.stage.ended}
+        slowest = min(reading.values(), default=NEVER)
+        for partition, highest in reading.items():
+            if partition not in self._held and NEVER < slowest < highest - 2 * AHEAD_MS:
+                self._held.add(partition)
+                self.stage.consumer.pause([TopicPartition(self.args.topic, partition)])
+            elif partition in self._held and highest - AHEAD_MS < slowest:
+                self._held.discard(partition)
+                self.stage.consumer.resume([TopicPartition(self.args.topic, partition)])
 
     def empty(self) -> None:
         """--once : les partitions qui n'ont jamais rien eu ne retiennent pas les autres."""

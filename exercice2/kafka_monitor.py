@@ -17,6 +17,7 @@ deux étages dans partials.py, ce que chacun lit et écrit dans handlers.py, sa 
 """
 
 import argparse
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ PARTIAL_BYTES = 33_554_432
 PARTIAL_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(PARTIAL_BYTES)}  # purgé par celui qui le lit
 EVENT = "event"
 BATCH, PARTIALS_BATCH = 10_000, 32  # messages lus à la fois : des transactions, des comptes
+GC_THRESHOLDS = (200_000, 50, 50)  # par défaut, Python cherche mille fois par seconde des cycles dans chaque lot lu
 WAIT_SECONDS = 0.05  # ce qu'on attend un lot incomplet
 
 CONSUMER_CONFIG = {
@@ -62,7 +64,6 @@ CONSUMER_CONFIG = {
     "enable.partition.eof": True,  # pour savoir qu'une partition n'a plus rien
     "topic.metadata.refresh.interval.ms": 5_000,  # un topic à peine créé se voit sans attendre cinq minutes
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
-    "queued.min.messages": 200_000,  # de l'avance pour ne jamais attendre le réseau
 }
 PRODUCER_CONFIG = {
     "acks": "all",
@@ -110,6 +111,7 @@ class Monitor:
         behind = False
         while not self.stop:
             behind = self.first.step(0 if behind else WAIT_SECONDS)
+            self.reading.align()
             self.reading.tick(self.args.idle_timeout)
             behind |= self.second.step(0)
             self._show(screen)
@@ -128,6 +130,7 @@ class Monitor:
         """Tourne jusqu'à ce que les partitions de ``stage`` qui sont à nous soient lues jusqu'à ``ends``."""
         while not self.stop:
             stage.step(WAIT_SECONDS)
+            self.reading.align()
             self._show(screen)
             ours = {partition: ends[partition] for partition in stage.committed}
             if stage.rebalances and all(stage.ended.get(partition, -1) >= end for partition, end in ours.items()):
@@ -208,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args.partitions = count_partitions(config, args.topic)
     log.info("Fenêtres de %s (groupe %s), publiées dans %s.", args.topic, args.group, args.output)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     monitor = Monitor(args, stop, config, producer)
     try:
         with closing(monitor), Screen() as screen:

@@ -104,7 +104,8 @@ class Reader:
                 instant = seconds[text[:19]] + milliseconds[text[19:]]
                 cents = int(scaled + 0.5)  # exact : le flottant le plus proche d'un nombre de centimes y revient
                 known = row.compte in texts and row.region in texts and row.canal in texts
-                if known and -1e-6 < scaled - cents < 1e-6 and instant <= limit and _plain(row.id):
+                plain = row.id.isprintable() and not row.id.isspace()  # ni caractère de contrôle, ni blanc
+                if known and plain and -1e-6 < scaled - cents < 1e-6 and instant <= limit:
                     entries.append((key_of(row), cents, instant, record, row.id))
                     continue
             except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -130,11 +131,6 @@ class Reader:
             raise InvalidTransaction("timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant")
         key = str(getattr(transaction, self.by)) if self.by else None
         return key, int(transaction.montant / CENT), instant, record, transaction.id
-
-
-def _plain(text: str) -> bool:
-    """Faux pour un texte qu'il faut regarder de près : blanc, ou avec des caractères de contrôle."""
-    return text.isprintable() and not text.isspace()
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

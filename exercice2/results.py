@@ -67,7 +67,8 @@ def to_json(result: Result) -> bytes:
 
 def per_second(result: Result) -> float:
     """Transactions par seconde de fenêtre, au millionième."""
-    return round(result.count * 1000 / (result.end - result.start), 6)
+    length = 2 * (result.end - result.start)
+    return (2 * result.count * 10**9 + length // 2) // length / 1_000_000
 
 
 def euros(cents: int) -> Amount:

@@ -25,7 +25,7 @@ fenêtre à la suivante, on ajoute les tranches qui entrent et on retranche cell
 
 from collections import deque
 from collections.abc import Hashable, Iterable
-from operator import itemgetter
+from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
@@ -341,8 +341,7 @@ class TrailingWindows:
             raise ValueError("size est strictement positif")
         self.size, self.max_late = size, max_late
         self.watermark = NEVER
-        self._waiting: list[tuple[int, int, Key, Any, Any]] = []  # instant, rang d'arrivée, clé, valeur, tag
-        self._sorted = True
+        self._waiting: list[tuple[int, int, Key, Any, Any]] = []  # tas : instant, rang d'arrivée, clé, valeur, tag
         self._trails: dict[Key, _Trail] = {}
         self._sweep_at = NEVER
         self._rank = 0
@@ -354,8 +353,7 @@ class TrailingWindows:
             self._late.append(Late(key, value, timestamp, self.watermark, tag))
             return False
         self._rank += 1
-        self._sorted = self._sorted and (not self._waiting or self._waiting[-1][0] <= timestamp)
-        self._waiting.append((timestamp, self._rank, key, value, tag))
+        heappush(self._waiting, (timestamp, self._rank, key, value, tag))
         return True
 
     def _too_late(self, key: Key, timestamp: int) -> bool:
@@ -368,29 +366,22 @@ class TrailingWindows:
         if watermark < self.watermark:
             return []
         self.watermark = watermark
-        if not self._sorted:
-            self._waiting.sort(key=_by_rank)
-            self._sorted = True
         waiting, size, trails, found = self._waiting, self.size, self._trails, list[Result]()
-        first, count = 0, len(waiting)
-        while first < count and (instant := waiting[first][0]) <= watermark:
-            after = first
-            while after < count and waiting[after][0] == instant:  # ceux du même instant vont ensemble
-                _, _, key, value, _ = waiting[after]
+        while waiting and (instant := waiting[0][0]) <= watermark:
+            together: list[tuple[_Trail, Key, Any]] = []  # ceux du même instant
+            while waiting and waiting[0][0] == instant:
+                _, _, key, value, tag = heappop(waiting)
                 trail = trails.get(key)
                 if trail is None:
                     trail = trails[key] = _Trail()
                 trail.push(instant, value)
-                after += 1
+                together.append((trail, key, tag))
             start = instant - size
-            for _, _, key, _, tag in waiting[first:after]:
-                trail = trails[key]
+            for trail, key, tag in together:
                 trail.evict(start)
                 trail.last = instant
                 content = len(trail.events), trail.sum, trail.lowest[0][1], trail.highest[0][1]
                 found.append(Result(key, start, instant, *content, True, tag))
-            first = after
-        del waiting[:first]
         self._sweep()
         return found
 
@@ -450,9 +441,6 @@ class Watermarks:
         active = [watermark for partition, watermark in self.by_partition.items() if partition not in self.idle]
         self.overall = max(self.overall, min(active) if active else max(self.by_partition.values()))
         return self.overall
-
-
-_by_rank = itemgetter(0, 1)
 
 
 def _by_key(result: Result) -> tuple[bool, Any]:
