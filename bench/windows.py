@@ -48,7 +48,6 @@ from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT
-from commun.transaction import read_topic
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
 from services import install
@@ -67,6 +66,7 @@ START_SECONDS = 60.0  # patience jusqu'à la première fenêtre
 SETTLE_SECONDS = 8.0  # en plus de DELAY_MS, avant que le délai ne se mesure
 FLINK_JOB = ROOT / "exercice2" / "flink"
 FLINK_PORT_OFFSET = 100  # à côté du Flink de la pile
+QUIET_SECONDS = 3.0  # silence après lequel un topic est lu
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 READER = {"group.id": "bench", "enable.auto.commit": False, "fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 5}
 
@@ -289,11 +289,15 @@ def throughput(engine: Engine, topic: str, output: str, kind: str, args: argpars
 
 
 def windows(topic: str) -> Windows:
-    """Les fenêtres sorties ; la dernière de chacune."""
+    """Les fenêtres lisibles ; la dernière de chacune. N'attend pas la transaction qu'un moteur arrêté laisse ouverte."""
     found: Windows = {}
-    for message in read_topic(client_config({}), topic, range(PARTITIONS)):
-        row = _row(message.value() or b"")
-        found[row.cle, row.end] = row.nombre, row.montant_total, row.montant_min, row.montant_max
+    consumer, heard_at = reader(topic), time.monotonic()
+    while time.monotonic() - heard_at < QUIET_SECONDS:
+        for message in consumer.consume(100_000, 0.1):
+            if not message.error():
+                row, heard_at = _row(message.value() or b""), time.monotonic()
+                found[row.cle, row.end] = row.nombre, row.montant_total, row.montant_min, row.montant_max
+    consumer.close()
     return found
 
 
