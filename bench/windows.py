@@ -289,7 +289,7 @@ def throughput(engine: Engine, topic: str, output: str, kind: str, args: argpars
 
 
 def windows(topic: str) -> Windows:
-    """Les fenêtres lisibles ; la dernière de chacune. N'attend pas la transaction qu'un moteur arrêté laisse ouverte."""
+    """Les fenêtres lisibles. N'attend pas la fin de la transaction qu'un moteur arrêté a laissée ouverte."""
     found: Windows = {}
     consumer, heard_at = reader(topic), time.monotonic()
     while time.monotonic() - heard_at < QUIET_SECONDS:
