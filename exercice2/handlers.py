@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from commun.kafka import Config, admin_config, connect, dead_letter_of, place
 from commun.transaction import Stopped
-from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows
+from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows, to_hold
 from exercice2.results import instant_text, key_text, to_json
 from exercice2.screen import Numbers, Published
 from exercice2.stages import Place, Stage
@@ -23,7 +23,6 @@ from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindow
 
 log = logging.getLogger("pipeline")
 
-AHEAD_MS = 60_000  # avance d'une partition sur la plus lente qui la fait attendre : le double ; et reprendre : ceci
 PURGE_SECONDS = 60.0  # le topic intermédiaire est purgé de ce qui ne sert plus à aucune fenêtre
 
 
@@ -60,7 +59,6 @@ class Reading:
         for known in (self.combiners, self._next, self._active_at):
             known.pop(partition, None)
         self._idle.discard(partition)
-        self._held.discard(partition)
 
     def process(self, partition: int, messages: list[Message]) -> None:
         """Voir Handler."""
@@ -114,14 +112,11 @@ class Reading:
         if self.slicing is not None:
             return  # il n'en garde que des comptes
         reading = {p: combiner.highest for p, combiner in self.combiners.items() if p not in self.stage.ended}
-        slowest = min(reading.values(), default=NEVER)
-        for partition, highest in reading.items():
-            if partition not in self._held and NEVER < slowest < highest - 2 * AHEAD_MS:
-                self._held.add(partition)
-                self.stage.consumer.pause([TopicPartition(self.args.topic, partition)])
-            elif partition in self._held and highest - AHEAD_MS < slowest:
-                self._held.discard(partition)
-                self.stage.consumer.resume([TopicPartition(self.args.topic, partition)])
+        wanted, ours = to_hold(reading, self._held), self._held & self.combiners.keys()
+        if wanted != ours:
+            self.stage.consumer.pause([TopicPartition(self.args.topic, partition) for partition in wanted - ours])
+            self.stage.consumer.resume([TopicPartition(self.args.topic, partition) for partition in ours - wanted])
+            self._held = self._held - ours | wanted  # une partition qui s'en va peut revenir encore à l'arrêt
 
     def empty(self) -> None:
         """--once : les partitions qui n'ont jamais rien eu ne retiennent pas les autres."""

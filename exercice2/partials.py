@@ -20,6 +20,7 @@ import msgspec
 from exercice2.transactions import CENT, MONTANT_MAX, TEXT_MAX, InvalidTransaction, parse
 from exercice2.windows import NEVER, HopWindows, Result, Slicing, Stats, TrailingWindows, Watermarks
 
+HOLD_MS, RESUME_MS = 120_000, 60_000  # avance sur la plus lente qui fait attendre une partition, et qui la rend
 LEARNED = 1_000_000  # secondes et textes retenus par le chemin rapide
 Windows = HopWindows | TrailingWindows
 
@@ -200,6 +201,17 @@ class Combiner:
             events.append(Event(key, value, instant, id, record.offset() or 0, watermark))
         self.highest = highest
         return events
+
+
+def to_hold(highest: dict[int, int], held: set[int]) -> set[int]:
+    """Partitions à faire attendre, d'après l'instant le plus avancé de chacune et celles qui attendent déjà.
+
+    ``highest`` : celles qui ont encore à lire. Celle qui reprend est loin de devoir attendre à nouveau.
+    """
+    slowest = min(highest.values(), default=NEVER)
+    if slowest == NEVER:
+        return set()
+    return {p for p, instant in highest.items() if instant - slowest > (RESUME_MS if p in held else HOLD_MS)}
 
 
 class Position(msgspec.Struct):

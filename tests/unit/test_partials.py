@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows
+from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
 from exercice2.results import alert_option, euros, instant_text, mean
 from exercice2.results import to_json as to_result
 from exercice2.transactions import InvalidTransaction, generate, parse, to_json
@@ -170,6 +170,17 @@ def test_idle_partition_comes_back_late() -> None:
     (late,) = merger.late_slices
     assert (late.partial.first, late.partial.last, len(late.numbers)) == (7, 8, 1)
     assert merger.marks.overall == BASE + 495
+
+
+def test_a_partition_far_ahead_waits() -> None:
+    """Deux minutes d'avance : elle attend ; une minute : elle reprend. Sans rien savoir d'une autre, personne."""
+    minute = 60_000
+    assert to_hold({0: 2 * minute + 1, 1: 0, 2: minute}, set()) == {0}
+    assert to_hold({0: 2 * minute, 1: 0}, set()) == set()
+    assert to_hold({0: 2 * minute, 1: minute - 1}, {0}) == {0}
+    assert to_hold({0: 2 * minute, 1: minute}, {0}) == set()
+    assert to_hold({0: 9 * minute}, {0}) == set(), "les autres n'ont plus rien à lire"
+    assert to_hold({0: 9 * minute, 1: NEVER}, set()) == to_hold({}, {0}) == set()
 
 
 def test_low_follows() -> None:
