@@ -50,6 +50,7 @@ PARTIAL_BYTES = 33_554_432
 PARTIAL_TOPIC = {"retention.ms": "-1", "max.message.bytes": str(PARTIAL_BYTES)}  # purgé par celui qui le lit
 EVENT = "event"
 BATCH, PARTIALS_BATCH = 10_000, 32  # messages lus à la fois : des transactions, des comptes
+SETTLED_SECONDS = 10.0  # plus que la session d'un moniteur mort (6 s) : ses partitions ne sont plus à lui
 GC_THRESHOLDS = (200_000, 50, 50)  # par défaut, Python cherche mille fois par seconde des cycles dans chaque lot lu
 WAIT_SECONDS = 0.05  # ce qu'on attend un lot incomplet
 
@@ -127,13 +128,18 @@ class Monitor:
         self._show(screen)
 
     def _until(self, stage: Stage, ends: dict[int, int], screen: Screen) -> None:
-        """Tourne jusqu'à ce que les partitions de ``stage`` qui sont à nous soient lues jusqu'à ``ends``."""
+        """Tourne jusqu'à ce que les partitions de ``stage`` soient lues jusqu'à ``ends``.
+
+        Toutes, ou celles qui sont à nous si d'autres moniteurs ont le reste depuis assez longtemps pour être vivants.
+        """
         while not self.stop:
             stage.step(WAIT_SECONDS)
             self.reading.align()
             self._show(screen)
-            ours = {partition: ends[partition] for partition in stage.committed}
-            if stage.rebalances and all(stage.ended.get(partition, -1) >= end for partition, end in ours.items()):
+            ours = stage.committed
+            settled = stage.rebalanced_at and time.monotonic() - stage.rebalanced_at > SETTLED_SECONDS
+            read = all(stage.ended.get(partition, -1) >= ends[partition] for partition in ours)
+            if read and (len(ours) == len(ends) or settled):
                 return
 
     def _end(self, topic: str, partition: int) -> int:

@@ -115,7 +115,8 @@ class Screen:
 
     def _render(self, live: Live, numbers: Numbers, preview: Preview) -> Group:
         shown = sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]
-        current = {result.key: result for result in preview(shown)[:KEYS]}
+        current = {result.key: result for result in [*preview(shown), *preview([])]}
+        shown = [*shown, *(key for key in current if key not in self._last)][:KEYS]
         wide = live.console.width >= WIDE
         filling = next((f", {instant_text(result.end)[11:19]}" for result in current.values()), "") if wide else ""
         names = ["fin", "nombre", "total (€)", *(MORE if wide else ()), "évolution", f"en cours{filling}"]
@@ -125,7 +126,7 @@ class Screen:
         table.add_column("clé", no_wrap=True, max_width=30 if wide else 16)
         for name in [*names, "total (€)"] if wide else names:
             table.add_column(name, justify="left" if name == "évolution" else "right", no_wrap=True)
-        for key in shown or current:
+        for key in shown:
             closed = _closed(self._last.get(key), wide) or [""] * (len(names) - 1)
             table.add_row(key_text(key), *closed, *_opened(current.get(key), wide))
         alerts = [

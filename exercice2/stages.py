@@ -54,7 +54,7 @@ class Stage:
         self.consumer: Consumer = connect(Consumer, consumer)
         self.committed: dict[int, Place] = {}
         self.ended: dict[int, int] = {}  # partitions lues jusqu'au bout, et ce bout
-        self.rebalances = 0
+        self.rebalanced_at: float | None = None  # jamais encore
         self._handler: Handler
         self._must_abort = False
         self._commit_at = time.monotonic()
@@ -149,7 +149,7 @@ class Stage:
     # --- Les partitions arrivent et repartent (rappels, pendant consume) ---
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.rebalances += 1
+        self.rebalanced_at = time.monotonic()
         while partitions and not self.stop:
             try:
                 found = consumer.committed(partitions, CALL_SECONDS)
@@ -166,12 +166,12 @@ class Stage:
             return
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.rebalances += 1
+        self.rebalanced_at = time.monotonic()
         self.checkpoint()
         self._forget(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.rebalances += 1
+        self.rebalanced_at = time.monotonic()
         log.warning("Partitions perdues : %s.", ", ".join(str(partition.partition) for partition in partitions))
         self._must_abort = True
         self._forget(partitions)
