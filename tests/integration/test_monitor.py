@@ -25,7 +25,6 @@ from exercice2.transactions import Transaction, generate, parse, to_json
 from exercice2.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
 
-
 PATIENCE = 330.0  # un démarrage a été vu muet 90 s, cause inconnue ; librdkafka redemande tout au bout de cinq minutes
 
 
