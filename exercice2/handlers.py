@@ -159,9 +159,9 @@ class Merging:
                 self._bury(self.merger)
         self.numbers.watermark = self.merger.marks.overall
 
-    def preview(self, keys: Iterable[str | None]) -> list[Result]:
+    def preview(self, keys: Iterable[str | None], limit: int) -> list[Result]:
         """La minute qui se remplit ; rien si c'est un autre moniteur qui la tient."""
-        return self.merger.windows.preview(keys) if self.merger else []
+        return self.merger.windows.preview(keys, limit) if self.merger else []
 
     def _publish(self, results: list[Result]) -> None:
         for result in results:

@@ -24,10 +24,10 @@ import msgspec
 from exercice2.windows import Result
 
 ALL = "toutes"  # la clé de ce qui n'en a pas
+OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 EXACT_MAX = 10**15  # quinze chiffres : au-delà, un flottant n'a plus toutes les décimales, un Decimal prend sa place
 
 Amount = float | Decimal
-OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 def key_text(key: Any) -> str:

@@ -30,9 +30,7 @@ MORE = ("moyenne (€)", "min (€)", "max (€)", "par s")  # ce qui ne s'affic
 BARS = "▁▂▃▄▅▆▇█"
 
 Published = tuple[Result, bytes]  # une fenêtre, et l'objet JSON publié
-Preview = Callable[
-    [Iterable[Any]], list[Result]
-]  # la minute en cours de ces clés ; de quelques-unes, s'il n'y en a pas
+Preview = Callable[[Iterable[Any], int], list[Result]]  # voir HopWindows.preview
 
 
 @dataclass
@@ -115,7 +113,7 @@ class Screen:
 
     def _render(self, live: Live, numbers: Numbers, preview: Preview) -> Group:
         shown = sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]
-        current = {result.key: result for result in [*preview(shown), *preview([])]}
+        current = {result.key: result for result in preview(shown, KEYS)}
         shown = [*shown, *(key for key in current if key not in self._last)][:KEYS]
         wide = live.console.width >= WIDE
         filling = next((f", {instant_text(result.end)[11:19]}" for result in current.values()), "") if wide else ""

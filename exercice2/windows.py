@@ -26,6 +26,7 @@ fenêtre à la suivante, on ajoute les tranches qui entrent et on retranche cell
 from collections import deque
 from collections.abc import Hashable, Iterable
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -278,14 +279,15 @@ class HopWindows:
         count, total, lowest, highest = stats
         return Result(key, start, start + self.slicing.size, count, total, lowest, highest, final=False)
 
-    def preview(self, keys: Iterable[Key]) -> list[Result]:
-        """Contenu présent de la prochaine fenêtre à se fermer : ces clés, ou sans clé celles de la dernière tranche."""
+    def preview(self, keys: Iterable[Key], limit: int) -> list[Result]:
+        """Contenu présent de la prochaine fenêtre à se fermer : ``limit`` clés, celles-ci puis les plus récentes."""
         if not self.slices:
             return []
         newest = max(self.slices)
         window = max(self.slicing.closed(self.watermark) + 1, self.slicing.windows_of(newest)[0])
-        held = {key for number in self.slicing.slices_of(window) for key in self.slices.get(number, ())}
-        return [self.current(key, window) for key in list(keys) or self.slices[newest] if key in held]
+        slices = [self.slices[number] for number in self.slicing.slices_of(window) if number in self.slices]
+        wanted = islice(dict.fromkeys([*keys, *self.slices[newest]]), limit)
+        return [self.current(key, window) for key in wanted if any(key in contents for contents in slices)]
 
     def open_until(self, number: int) -> int:
         """Watermark à partir duquel une tranche ne compte plus pour rien."""
@@ -398,7 +400,7 @@ class TrailingWindows:
         """Toujours vide : un résultat rendu ne change plus."""
         return []
 
-    def preview(self, keys: Iterable[Key]) -> list[Result]:
+    def preview(self, keys: Iterable[Key], limit: int) -> list[Result]:
         """Toujours vide : une fenêtre n'existe pas avant son événement."""
         return []
 

@@ -112,8 +112,8 @@ def _lock(pom: Path) -> None:
     pom.with_suffix(".lock").write_text(text, encoding="utf-8")
 
 
-def install(stack: Stack, say: Say) -> list[Path]:
-    """Prépare tout ce que les services attendent ; renvoie les jars de Kafka."""
+def install(stack: Stack, say: Say) -> None:
+    """Prépare tout ce que les services attendent."""
     for folder in (stack.data, stack.logs):
         folder.mkdir(parents=True, exist_ok=True)
     for folder, mode in ((stack.runtime, 0o700), (stack.postgres_home, 0o711)):
@@ -137,7 +137,6 @@ def install(stack: Stack, say: Say) -> list[Path]:
         steps += [pool.submit(_format_kafka, stack, name, classpath(files)) for name in KAFKA_NODES]
         for step in steps:
             step.result()
-    return files
 
 
 def classpath(files: list[Path]) -> str:

@@ -152,7 +152,7 @@ def test_live_table(bank_lab: BankLab) -> None:
     seen = ""
     try:
         deadline = time.monotonic() + 60
-        while not re.search(r"FR1 +00:01:00 +1 .*FR2? ", seen, re.DOTALL) or "0 à lire" not in seen:
+        while not re.search(r"FR1 +00:01:00 +1 .*FR2 ", seen, re.DOTALL) or "0 à lire" not in seen:
             assert time.monotonic() < deadline, seen
             seen += os.read(leader, 65536).decode(errors="replace")
     finally:

@@ -235,18 +235,18 @@ def test_memory_does_not_grow() -> None:
 def test_preview_is_the_next_window() -> None:
     """La minute qui se remplit : celle que le watermark fermera la première, telle qu'elle est."""
     windows = HopWindows(60, 10)
-    assert windows.preview([]) == []
+    assert windows.preview([], 9) == []
     for instant in (5, 25, 64):
         windows.add("a", instant, instant)
     windows.add("b", 1, 61)
     windows.advance(59)
-    assert [(r.key, r.start, r.end, r.count, r.sum, r.final) for r in windows.preview(["a", "z"])] == [
+    assert [(r.key, r.start, r.end, r.count, r.sum, r.final) for r in windows.preview(["a", "z"], 2)] == [
         ("a", 10, 70, 2, 89, False)
     ]
-    assert {row.key for row in windows.preview([])} == {"a", "b"}
+    assert {row.key for row in windows.preview(["a"], 9)} == {"a", "b"}
     windows.advance(1000)
     windows.add("c", 1, 5000)
-    assert [(row.key, row.end) for row in windows.preview([])] == [("c", 5010)]
+    assert [(row.key, row.end) for row in windows.preview(["a"], 9)] == [("c", 5010)]
 
 
 def test_watermarks() -> None:
