@@ -38,12 +38,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import admin_config, client_config, ensure_topics
+from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT, setting
 from exercice1.csv_tail import Options, Place, RowParser, read_header
 from exercice1.producer import PRODUCER_CONFIG, REPLICATION_FACTOR, TOPIC_CONFIG
@@ -77,7 +76,7 @@ class Reader:
 
     def __init__(self, topic: str) -> None:
         config = client_config({})
-        self.topic, self.admin = topic, AdminClient(admin_config(config))
+        self.topic, self.config = topic, config
         ensure_topics(config, NewTopic(topic, 3, REPLICATION_FACTOR, config=TOPIC_CONFIG))
         reader = {"group.id": "bench", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}  # read_committed
         self.consumer = Consumer(admin_config(config) | reader)
@@ -86,9 +85,7 @@ class Reader:
     def close(self) -> None:
         """Efface les topics de la mesure : un cluster encombré est plus lent."""
         self.consumer.close()
-        names = [name for name in self.admin.list_topics(timeout=10).topics if name.startswith(self.topic)]
-        for future in self.admin.delete_topics(names).values():
-            future.result()
+        delete_topics(self.config, self.topic)
 
     def count(self, wanted: int) -> None:
         """Attend ``wanted`` lignes."""

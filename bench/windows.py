@@ -24,34 +24,34 @@ import argparse
 import contextlib
 import logging
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
 import msgspec
 import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import admin_config, client_config, ensure_topics
+from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT
+from exercice2.engines import PORT_OFFSET, Process, process, run_flink
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
 from services import install
-from services.flink import Flink
+from services.flink import JOB, Flink
 from services.stack import JOBMANAGER, Stack
 
 log = logging.getLogger("pipeline")
@@ -64,8 +64,6 @@ DELAY_MS = 5_000
 WARM_UP = 1 / 3  # part de la mesure qui ne compte pas : Java n'a pas encore compilé
 START_SECONDS = 60.0  # patience jusqu'à la première fenêtre
 SETTLE_SECONDS = 8.0  # en plus de DELAY_MS, avant que le délai ne se mesure
-FLINK_JOB = ROOT / "exercice2" / "flink"
-FLINK_PORT_OFFSET = 100  # à côté du Flink de la pile
 QUIET_SECONDS = 3.0  # silence après lequel un topic est lu
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 READER = {"group.id": "bench", "enable.auto.commit": False, "fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 5}
@@ -135,64 +133,54 @@ def fill(topic: str, count: int) -> None:
 # --- Les moteurs ---
 
 
+def log_path() -> Path:
+    """Journal des moteurs."""
+    return Stack().logs / "bench-windows.log"
+
+
+Start = Callable[[str, str, str], AbstractContextManager[list[Process]]]  # topic, topic des fenêtres, sorte
+
+
 @contextmanager
-def processes(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[list[psutil.Popen]]:
-    """Un moteur en marche : ses processus, arrêtés à la fin."""
-    started = [
-        psutil.Popen(
-            list(command), cwd=ROOT / "exercice2", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for command in commands
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for stubborn in psutil.wait_procs(started, timeout=20)[1]:
-            stubborn.kill()
-
-
-def monitor(topic: str, output: str, kind: str) -> AbstractContextManager[list[psutil.Popen]]:
+def monitor(topic: str, output: str, kind: str) -> Iterator[list[Process]]:
     """kafka_monitor.py."""
     names = ["--topic", topic, "--output", output, "--alerts", f"{output}-alertes", "--group", output]
-    return processes([sys.executable, "kafka_monitor.py", *names, "--by", "compte", "--slide", kind])
+    command = [sys.executable, "kafka_monitor.py", *names, "--by", "compte", "--slide", kind]
+    with process(command, log_path(), {}) as running:
+        yield [running]
 
 
-def peer(script: str) -> "Callable[[str, str, str], AbstractContextManager[list[psutil.Popen]]]":
+def peer(script: str) -> Start:
     """Un moteur de bench/peers, dans son environnement."""
 
-    def start(topic: str, output: str, kind: str) -> AbstractContextManager[list[psutil.Popen]]:
+    @contextmanager
+    def start(topic: str, output: str, kind: str) -> Iterator[list[Process]]:
         brokers = client_config({})["bootstrap.servers"]
-        return processes([str(PEERS), str(ROOT / "bench" / "peers" / script), brokers, topic, output, kind])
+        command = [str(PEERS), str(ROOT / "bench" / "peers" / script), brokers, topic, output, kind]
+        with process(command, log_path(), {}) as running:
+            yield [running]
 
     return start
 
 
 @contextmanager
-def flink(topic: str, output: str, kind: str) -> Iterator[list[psutil.Popen]]:
+def flink(topic: str, output: str, kind: str) -> Iterator[list[Process]]:
     """Apache Flink : un JobManager et un TaskManager de deux places, à côté de ceux de la pile."""
-    stack = Stack()
-    engine = Flink(stack, stack.data / "flink-bench", stack.ports[JOBMANAGER] + FLINK_PORT_OFFSET)
-    engine.write_config()
-    jobmanager, taskmanager, _ = engine.services(install.classpath(install.jars(log.debug, "flink")))
-    start = engine.home / "start-job.sh"
-    shutil.copy(FLINK_JOB / start.name, start)
-    (engine.home / "fenetres.sql").write_text(flink_sql(kind), encoding="utf-8")
+    install.jars(log.debug, "flink")
     names = {"TRANSACTIONS_TOPIC": topic, "TRANSACTIONS_FENETRES_FLINK": output, "FLINK_BY": "compte"}
-    command = [str(start) if part == str(FLINK_JOB / start.name) else part for part in jobmanager.command]
-    environment = os.environ | jobmanager.environment | names
-    try:
-        with processes(command, taskmanager.command, environment=environment) as running:
-            yield running
-    finally:
-        shutil.rmtree(engine.home, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as name:
+        job = Path(name)
+        shutil.copy(JOB / "start-job.sh", job)
+        (job / "fenetres.sql").write_text(flink_sql(kind), encoding="utf-8")
+        stack = Stack()
+        engine = Flink(stack, stack.data / "flink-bench", stack.ports[JOBMANAGER] + PORT_OFFSET, job)
+        with run_flink(engine, names, {}) as running:
+            yield list(running)
 
 
 def flink_sql(kind: str) -> str:
     """fenetres.sql, réduit à une sorte de fenêtres."""
-    text = (FLINK_JOB / "fenetres.sql").read_text(encoding="utf-8")
+    text = (JOB / "fenetres.sql").read_text(encoding="utf-8")
     dropped = "fenetres" if kind == "event" else "fenetres_par_transaction"
     text, count = re.subn(rf"^INSERT INTO {dropped}\n.*?;\n", "", text, flags=re.DOTALL | re.MULTILINE)
     if count != 1:
@@ -201,10 +189,10 @@ def flink_sql(kind: str) -> str:
 
 
 class Engine(NamedTuple):
-    """Un moteur, et comment le démarrer : topic, topic des fenêtres, sorte de fenêtres."""
+    """Un moteur, et comment le démarrer."""
 
     name: str
-    start: "Callable[[str, str, str], AbstractContextManager[list[psutil.Popen]]]"
+    start: Start
     kinds: tuple[str, ...] = tuple(KINDS)
 
 
@@ -243,12 +231,13 @@ def reader(topic: str) -> Consumer:
     return consumer
 
 
-def usage(running: list[psutil.Popen]) -> tuple[float, float]:
+def usage(running: list[Process]) -> tuple[float, float]:
     """Secondes de processeur et Mo de mémoire d'un moteur, enfants compris."""
     cpu = memory = 0.0
-    for process in running:
-        for one in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+    for started in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(started.pid)
+            for one in [root, *root.children(recursive=True)]:
                 times = one.cpu_times()
                 cpu += times.user + times.system
                 memory += one.memory_info().rss / 1e6
@@ -264,8 +253,8 @@ def throughput(engine: Engine, topic: str, output: str, kind: str, args: argpars
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and not (points and points[-1].end >= last):
             messages = [message for message in consumer.consume(100_000, 0.05) if not message.error()]
-            if any(process.poll() is not None for process in running):
-                raise PipelineError(f"{engine.name} s'est arrêté pendant la mesure.")
+            if any(one.poll() is not None for one in running):
+                raise PipelineError(f"{engine.name} s'est arrêté pendant la mesure : lisez {Stack().logs}.")
             if messages:
                 if not points:
                     deadline = time.monotonic() + args.seconds
@@ -423,16 +412,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not PEERS.exists():
         raise PipelineError("Les autres moteurs ne sont pas installés : lancez « make bench-windows ».")
     topic = new_topic(f"bench-{uuid.uuid4().hex[:8]}")
-    admin = AdminClient(admin_config(client_config({})))
     try:
         log.info("Écriture de %s transactions…", french_number(args.count))
         fill(topic, args.count)
         for kind in args.kind or KINDS:
             measure(args, topic, kind)
     finally:
-        names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(topic)]
-        for future in admin.delete_topics(names).values():
-            future.result()
+        delete_topics(client_config({}), topic)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Kafka : variables d'environnement, attente du cluster, création d'un topic, lettres mortes."""
+"""Kafka : variables d'environnement, attente du cluster, création et suppression de topics, lettres mortes."""
 
 import logging
 import os
@@ -101,6 +101,14 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise PipelineError(f"Kafka refuse de créer le topic {name} : {error.args[0].str()}.") from error
+
+
+def delete_topics(config: Mapping[str, Any], prefix: str) -> None:
+    """Efface les topics dont le nom commence par ``prefix``, et attend qu'ils le soient."""
+    admin = connect(AdminClient, admin_config(config))
+    if names := [name for name in admin.list_topics(timeout=ADMIN_SECONDS).topics if name.startswith(prefix)]:
+        for outcome in admin.delete_topics(names).values():
+            outcome.result()
 
 
 def admin_config(config: Mapping[str, Any]) -> Config:

@@ -19,12 +19,11 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, client_config, connect, ensure_topics
+from commun.kafka import Config, client_config, connect, delete_topics, ensure_topics
 from commun.transaction import Stopped
 from exercice2.engines import Case, Engines, Outcome
 from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
@@ -89,14 +88,6 @@ def show(outcomes: list[Outcome]) -> bool:
         for row in [*list(outcome.monitor - common)[:3], *list(outcome.flink - common)[:3]]:
             log.debug("Un seul des deux moteurs a publié %s", row)
     return all(outcome.same for outcome in outcomes)
-
-
-def delete_topics(config: Config, prefix: str) -> None:
-    """Efface les topics de cet essai."""
-    admin = AdminClient(admin_config(config))
-    if names := [name for name in admin.list_topics(timeout=20).topics if name.startswith(prefix)]:
-        for outcome in admin.delete_topics(names).values():
-            outcome.result()
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -111,6 +111,27 @@ def process(command: Sequence[str], log_path: Path, environment: Mapping[str, st
         started.wait()
 
 
+@contextlib.contextmanager
+def run_flink(flink: Flink, names: Mapping[str, str], settings: Mapping[str, str]) -> Iterator[tuple[Process, Process]]:
+    """Un JobManager, qui est le job, et un TaskManager ; arrêtés à la fin, et leur dossier effacé.
+
+    ``names`` : les variables du job ; ``settings`` : des réglages de Flink en plus. Journaux : ceux de la pile.
+    """
+    jobmanager, taskmanager, _ = flink.services(install.classpath(install.jar_files("flink")))
+    if taken := health.taken_port(jobmanager) or health.taken_port(taskmanager):
+        raise PipelineError(taken)
+    flink.write_config(**settings)
+    logs = flink.stack.logs
+    try:
+        with (
+            process(jobmanager.command, logs / "compare-flink.log", {**jobmanager.environment, **names}) as job,
+            process(taskmanager.command, logs / "compare-taskmanager.log", {}) as worker,
+        ):
+            yield job, worker
+    finally:
+        shutil.rmtree(flink.home, ignore_errors=True)
+
+
 class Outcome(NamedTuple):
     """Ce qu'un cas a donné, pour une sorte de fenêtres."""
 
@@ -144,28 +165,18 @@ class Engines:
 
     @contextlib.contextmanager
     def _flink(self, case: Case) -> Iterator[Process]:
-        """Un JobManager, qui est le job, et un TaskManager, sur des ports et dans un dossier à eux."""
-        flink = Flink(self.stack, self.stack.data / "flink-compare", self.stack.ports[JOBMANAGER] + PORT_OFFSET)
-        jobmanager, taskmanager, _ = flink.services(install.classpath(install.jar_files("flink")))
-        if taken := health.taken_port(jobmanager) or health.taken_port(taskmanager):
-            raise PipelineError(taken)
+        """Flink sur un cas, dans un dossier et sur des ports à lui."""
+        port = self.stack.ports[JOBMANAGER] + PORT_OFFSET
         # Une partition : un lecteur. Un second, sans partition, retiendrait le watermark pendant dix secondes.
-        flink.write_config(**{"pipeline.max-parallelism": "1"} if case.partitions == 1 else {})
-        environment = {
-            **jobmanager.environment,
+        settings = {"pipeline.max-parallelism": "1"} if case.partitions == 1 else {}
+        names = {
             "TRANSACTIONS_TOPIC": case.topic,
             "TRANSACTIONS_FENETRES_FLINK": f"{case.output}-flink",
             "FLINK_BY": case.by,
             "KAFKA_BOOTSTRAP_SERVERS": self.config["bootstrap.servers"],
         }
-        try:
-            with (
-                process(jobmanager.command, self._log("Flink"), environment) as job,
-                process(taskmanager.command, self._log("taskmanager"), {}),
-            ):
-                yield job
-        finally:
-            shutil.rmtree(flink.home, ignore_errors=True)
+        with run_flink(Flink(self.stack, self.stack.data / "flink-compare", port), names, settings) as (job, _):
+            yield job
 
     def _run_monitor(self, case: Case, kind: str) -> None:
         """kafka_monitor.py, jusqu'au bout du topic."""

@@ -19,14 +19,15 @@ OPENS = tuple(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in
 TASKMANAGER_OPTIONS = ("-Xmx768m", "-XX:TieredStopAtLevel=4")
 JOBMANAGER_CLASS = "org.apache.flink.container.entrypoint.StandaloneApplicationClusterEntryPoint"
 TASKMANAGER_CLASS = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+JOB = ROOT / "exercice2" / "flink"
 VARIABLES = ("TRANSACTIONS_TOPIC", "TRANSACTIONS_FENETRES_FLINK", "FLINK_BY")
 
 
 class Flink:
-    """Un Flink : un dossier et un port, ceux de la pile par défaut."""
+    """Un Flink : un dossier, un port, et le dossier de son job ; par défaut, ceux de la pile et de l'exercice 2."""
 
-    def __init__(self, stack: Stack, home: Path | None = None, port: int | None = None) -> None:
-        self.stack = stack
+    def __init__(self, stack: Stack, home: Path | None = None, port: int | None = None, job: Path = JOB) -> None:
+        self.stack, self.job = stack, job
         self.home = home or stack.data / "flink"
         self.port = port or stack.ports[JOBMANAGER]
 
@@ -49,7 +50,7 @@ class Flink:
             "FLINK_STATE": str(self.home / "state"),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers(),
         }
-        start = ["bash", str(ROOT / "exercice2" / "flink" / "start-job.sh")]
+        start = ["bash", str(self.job / "start-job.sh")]
         job = [*start, *self.stack.java(classpath, *OPENS, JOBMANAGER_CLASS, *self._options(JOBMANAGER))]
         services = [Service(JOBMANAGER, job, self.port, "PORT_FLINK", environment=environment)]
         for number, name in enumerate(TASKMANAGERS, start=1):
