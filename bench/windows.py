@@ -264,7 +264,9 @@ def throughput(engine: Engine, topic: str, output: str, kind: str, args: argpars
                 points.append(Point(time.monotonic(), max(end, points[-1].end if points else 0), cpu))
     consumer.close()
     if len(points) < 4:
-        raise PipelineError(f"{engine.name} n'a presque rien donné en {START_SECONDS + args.seconds:.0f} s.")
+        raise PipelineError(
+            f"{engine.name} a donné trop peu de fenêtres pour un débit : augmentez --count ou --seconds."
+        )
     span = points[-1].end - points[0].end
     kept = [point for point in points if point.end >= points[0].end + span * WARM_UP]
     middle = next(point for point in kept if point.end >= (kept[0].end + kept[-1].end) / 2)

@@ -23,7 +23,7 @@ import sys
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.transaction import Stopped, read_topic
-from exercice2.transactions import number_of, parse
+from exercice2.transactions import Transaction, number_of, parse
 from exercice2.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
 
 log = logging.getLogger("pipeline")
@@ -243,9 +243,7 @@ class Chaos:
 
     def judge_windows(self) -> tuple[int, WindowsVerdict]:
         """Nombre de fenêtres attendues, recalculées à partir du topic, et ce qui a été publié à la place."""
-        now = datetime.now(UTC)
-        transactions = ((message.partition() or 0, parse(message.value(), now)) for message in self.read(self.topic))
-        expected = expected_windows(transactions, "type", timedelta(seconds=1))
+        expected = expected_windows(transactions(self.read(self.topic)), "type", timedelta(seconds=1))
         decode = msgspec.json.Decoder(Window).decode
         published = (decode(message.value() or b"") for message in self.read(self.windows))
         return len(expected), judge_windows(expected, published)
@@ -254,6 +252,12 @@ class Chaos:
         """Termine les scripts qui restent."""
         for script in (self.producer, *self.consumers, *self.monitors):
             script.kill()
+
+
+def transactions(messages: Iterable[Message]) -> Iterator[tuple[int, Transaction]]:
+    """Partition et transaction de chaque message."""
+    now = datetime.now(UTC)
+    return ((message.partition() or 0, parse(message.value(), now)) for message in messages)
 
 
 class Identified(msgspec.Struct):
