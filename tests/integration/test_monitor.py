@@ -19,8 +19,11 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from confluent_kafka import Consumer
 
+from commun.kafka import client_config
 from exercice2.chaos import transactions
+from exercice2.producer_resilient import PARTITIONS
 from exercice2.transactions import Transaction, generate, to_json
 from exercice2.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
@@ -160,6 +163,29 @@ def _drain(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         while os.read(descriptor, 65536):
             pass
+
+
+def test_once_waits_for_what_another_holds(bank_lab: BankLab) -> None:
+    """--once : un membre du groupe tient la moitié des partitions, n'en fait rien, et s'en va ; tout est publié."""
+    bank_lab.generate(8_000)
+    group = f"{bank_lab.topic}-moniteurs"
+    strategy = {"partition.assignment.strategy": "cooperative-sticky", "enable.auto.commit": False}
+    idler = Consumer(client_config({"group.id": group} | strategy))
+    idler.subscribe([bank_lab.topic])
+
+    def holds(count: int) -> bool:
+        idler.poll(0.1)
+        return len(idler.assignment()) == count
+
+    wait_until(lambda: holds(PARTITIONS))
+    once = bank_lab.start("kafka_monitor", "--once", "--group", group)
+    wait_until(lambda: holds(PARTITIONS // 2), 60, lambda: once.text)
+    leave_at = time.monotonic() + 3  # de quoi lire vingt fois l'autre moitié
+    wait_until(lambda: holds(0) or time.monotonic() > leave_at)
+    assert once.process.poll() is None, once.text
+    idler.close()
+    assert once.process.wait(60) == 0
+    check(bank_lab, None, 10)
 
 
 def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:
