@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
-from exercice2.results import alert_option, euros, instant_text, mean
+from exercice2.results import alert_option, euros, instant_text, mean, per_second
 from exercice2.results import to_json as to_result
 from exercice2.transactions import InvalidTransaction, generate, parse, to_json
 from exercice2.windows import NEVER, HopWindows, Result, TrailingWindows
@@ -247,6 +247,7 @@ def test_rows_are_exact() -> None:
     """Montants et moyennes exacts ; l'alerte compare des nombres exacts."""
     assert [euros(-5), euros(123456)] == [-0.05, 1234.56]
     assert [mean(100, 3), mean(200, 3), mean(-1, 20_000)] == [0.333333, 0.666667, -0.000001]
+    assert [per_second(Result(None, 0, 60_000, n, 0, 0, 0)) for n in (1, 2, 700)] == [0.016667, 0.033333, 11.666667]
     result = Result(None, BASE, BASE + 60_000, 3, 1_000_001, 1, 999_999, final=False, tag='l"une')
     assert json.loads(to_result(result), parse_float=Decimal) == {
         "cle": "toutes", "debut": "2026-01-01T00:00:00.000Z", "fin": "2026-01-01T00:01:00.000Z", "nombre": 3,

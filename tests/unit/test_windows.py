@@ -189,6 +189,14 @@ def test_trailing_equals_the_oracle(events: list[Event], size: int, delay: int, 
         assert (row.count, row.sum, row.min, row.max) == stats(inside)
 
 
+def test_late_is_what_the_watermark_has_reached() -> None:
+    """max_late=0 : à l'instant du watermark il est trop tard, même pour une clé qui n'a rien rendu."""
+    windows = TrailingWindows(60, max_late=0)
+    windows.advance(100)
+    assert [windows.add("a", 1, instant) for instant in (99, 100, 101)] == [False, False, True]
+    assert [(late.timestamp, late.watermark) for late in windows.take_late()] == [(99, 100), (100, 100)]
+
+
 @given(events=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(0, 300)), max_size=40))
 def test_shuffle_within_the_delay(events: list[Event]) -> None:
     """Mélanger des événements dans la limite du délai ne change aucun résultat final."""
@@ -244,6 +252,8 @@ def test_preview_is_the_next_window() -> None:
         ("a", 10, 70, 2, 89, False)
     ]
     assert {row.key for row in windows.preview(["a"], 9)} == {"a", "b"}
+    windows.advance(119)
+    assert windows.preview(["a"], 9) == [], "tout est clos : rien ne se remplit"
     windows.advance(1000)
     windows.add("c", 1, 5000)
     assert [(row.key, row.end) for row in windows.preview(["a"], 9)] == [("c", 5010)]
