@@ -21,8 +21,8 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 	$(BIN)/python -m services up
 	cd exercice3 && ../$(BIN)/python demo.py
 
-test: install    ## tous les tests, sur une pile à part
-	$(BIN)/python -m pytest
+test: install    ## tous les tests, sur deux piles à part, côte à côte
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
 	cd exercice2 && ../$(BIN)/python chaos.py

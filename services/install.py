@@ -4,6 +4,7 @@ Chaque étape s'achève par un fichier témoin ou un renommage : interrompue (Ct
 coupure), elle recommence proprement au démarrage suivant.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -57,7 +58,10 @@ def _locked(name: str) -> list[tuple[str, str, Artifact]]:
 
 
 def jars(say: Say, name: str = "kafka") -> list[Path]:
-    """Télécharge ceux des jars de ``name`` qui manquent, et vérifie tous les autres par leur SHA-256."""
+    """Télécharge ceux des jars de ``name`` qui manquent, et vérifie tous les autres par leur SHA-256.
+
+    Deux piles qui démarrent ensemble ne téléchargent pas dans le même fichier : la seconde attend.
+    """
 
     def fetch(line: tuple[str, str, Artifact]) -> Path:
         digest, coordinates, artifact = line
@@ -73,7 +77,10 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     wanted = _locked(name)
     say(f"Jars de {name.capitalize()} : {len(wanted)} fichiers ({MEGABYTES[name]} Mo, téléchargés la première fois)…")
     found: list[Path] = []
-    with ThreadPoolExecutor(8) as pool:
+    cache = Path(GlobalSettings.load().repo_cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".verrou").open("w") as lock_file, ThreadPoolExecutor(8) as pool:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
         try:
             said = time.monotonic()
             for path in pool.map(fetch, wanted):

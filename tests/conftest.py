@@ -1,6 +1,7 @@
 """La pile des tests : de vrais serveurs, sur des ports et dans un dossier à part.
 
 Elle ne touche jamais à une pile déjà en marche (« make services » ou docker-compose).
+« make test » répartit les fichiers de tests sur deux processus : chacun a la sienne.
 """
 
 import os
@@ -14,19 +15,20 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = str(ROOT / ".data-tests")
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+DATA = str(ROOT / ".data-tests" / f"pile{WORKER}")
+PORTS = {
+    "PORT_KAFKA1": 19092,
+    "PORT_KAFKA2": 19093,
+    "PORT_KAFKA3": 19094,
+    "PORT_CONNECT": 18083,
+    "PORT_FLINK": 18081,
+    "PORT_MONGO": 37018,
+    "PGPORT": 15432,
+}
 
 # Avant tout import du projet : les réglages se lisent dans l'environnement.
-os.environ |= {
-    "SERVICES_DATA": DATA,
-    "PORT_KAFKA1": "19092",
-    "PORT_KAFKA2": "19093",
-    "PORT_KAFKA3": "19094",
-    "PORT_CONNECT": "18083",
-    "PORT_FLINK": "18081",
-    "PORT_MONGO": "37018",
-    "PGPORT": "15432",
-}
+os.environ |= {"SERVICES_DATA": DATA} | {name: str(port + 100 * WORKER) for name, port in PORTS.items()}
 for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL"):
     os.environ.pop(name, None)
 

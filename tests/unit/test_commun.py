@@ -10,6 +10,7 @@ from commun import settings
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config
+from commun.settings import setting
 
 
 def test_environment_sets_any_property(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +36,8 @@ def test_a_guaranteed_property_is_protected(monkeypatch: pytest.MonkeyPatch) -> 
 def test_bootstrap_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Option, puis variable, puis les trois ports de la pile."""
     monkeypatch.setenv("PORT_KAFKA1", "1111")
-    assert settings.bootstrap_servers() == "localhost:1111,localhost:19093,localhost:19094"
+    second, third = setting("PORT_KAFKA2"), setting("PORT_KAFKA3")
+    assert settings.bootstrap_servers() == f"localhost:1111,localhost:{second},localhost:{third}"
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:1")
     assert client_config({})["bootstrap.servers"] == "a:1"
     assert client_config({}, bootstrap="b:2")["bootstrap.servers"] == "b:2"
@@ -55,7 +57,7 @@ def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) 
 def test_mongo_uri_escapes_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Un mot de passe avec des signes réservés reste entier."""
     monkeypatch.setenv("MONGO_PASSWORD", "a/b@c:d")
-    assert "a%2Fb%40c%3Ad@localhost:37018" in settings.mongo_uri()
+    assert f"a%2Fb%40c%3Ad@localhost:{setting('PORT_MONGO')}" in settings.mongo_uri()
 
 
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
