@@ -29,7 +29,8 @@ PORTS = {
 
 # Avant tout import du projet : les réglages se lisent dans l'environnement.
 os.environ |= {"SERVICES_DATA": DATA} | {name: str(port + 100 * WORKER) for name, port in PORTS.items()}
-for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL"):
+FOREIGN = ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL")
+for name in (*FOREIGN, "COLUMNS"):  # COLUMNS : pytest-xdist impose 80, un script lit la largeur du terminal
     os.environ.pop(name, None)
 
 pytest_plugins = ["tests.lab"]
