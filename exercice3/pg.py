@@ -43,6 +43,7 @@ CREATE_STAGING = """
 """
 # FORCE_NOT_NULL : un champ vide est un texte vide, pas un NULL ; load.sql le jugera.
 COPY = "COPY tampon FROM STDIN WITH (FORMAT csv, FORCE_NOT_NULL (id, produit, region, montant, date_vente))"
+HAS_VIEWS = "SELECT FROM pg_trigger WHERE tgrelid = 'ventes'::regclass AND tgname = 'ventes_videes'"
 REGISTER = """
     INSERT INTO ventes_chargements (fichier, sha256, lignes) VALUES (%(fichier)s, %(sha256)s, %(lignes)s)
     ON CONFLICT DO NOTHING
@@ -64,10 +65,13 @@ class Manifest:
 
 
 def apply_schema(connection: Connection) -> None:
-    """Crée ce qui manque du schéma ; sans effet sur ce qui existe."""
+    """Crée ce qui manque du schéma et des vues ; sans effet sur ce qui existe."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
         cursor.execute((FOLDER / "schema.sql").read_text(encoding="utf-8"))
+        cursor.execute(HAS_VIEWS)
+        if cursor.fetchone() is None:
+            cursor.execute((FOLDER / "views.sql").read_text(encoding="utf-8"))
     for notice in connection.notices:
         if "tableau" in notice:
             log.warning("PostgreSQL : %s", notice.strip())

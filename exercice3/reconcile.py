@@ -5,8 +5,8 @@
     python reconcile.py --expect 10000   exige en plus 10 000 ventes produites
 
 Étapes : produites (recalculées depuis la graine de chaque suite, sans croire aucun serveur),
-Kafka (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL. Chaque étape
-est comparée à la première, en tout puis par région et par produit.
+Kafka (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL, vue des tableaux
+de bord. Chaque étape est comparée à la première, en tout puis par région et par produit.
 Termine avec le code 0 si tout est égal, 1 sinon en disant où.
 Des ventes encore en route sont une différence : relancez, ou donnez --wait.
 """
@@ -43,6 +43,10 @@ EXPORT_DIR = Path(__file__).parent / "exports"
 LOTS = "ventes_[0-9]*.json"
 RETRY_SECONDS = 1.0
 ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
+IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
+    ("PostgreSQL", "ventes", "montant", "count(*)"),
+    ("tableaux", "ventes_analyse", "chiffre_affaires", "sum(nombre_ventes)"),
+)
 SHOWN = 5  # différences citées par étape
 
 Key = tuple[str, str]  # région, produit
@@ -194,21 +198,24 @@ def from_files(args: argparse.Namespace) -> Totals:
     return totals
 
 
-def from_postgres() -> Totals:
-    """Les ventes de PostgreSQL."""
-    totals = Totals("PostgreSQL")
+def from_postgres() -> list[Totals]:
+    """Les ventes de PostgreSQL, et ce que la vue des tableaux de bord en montre, au même instant."""
+    found = []
     try:
         connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="reconcile.py")
+        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection, connection.cursor() as cursor:
-            cursor.execute("SELECT to_regclass('ventes') IS NOT NULL")
-            if cursor.fetchone() == (True,):
-                cursor.execute("SELECT region, produit, sum(montant), count(*) FROM ventes GROUP BY region, produit")
-                for region, produit, amount, count in cursor:
-                    totals.add(region, produit, amount, count)
+            for name, relation, amount, count in IN_POSTGRES:
+                found.append(Totals(name))
+                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (relation,))
+                if cursor.fetchone() == (True,):
+                    cursor.execute(f"SELECT region, produit, sum({amount}), {count} FROM {relation} GROUP BY 1, 2")  # noqa: S608
+                    for region, produit, euros, ventes in cursor:
+                        found[-1].add(region, produit, euros, int(ventes))
         connection.close()
     except psycopg2.OperationalError as error:
         raise PipelineError(f"PostgreSQL ne répond pas : {START_HINT}.") from error
-    return totals
+    return found
 
 
 def differences(steps: Sequence[Totals], expected: int | None) -> list[str]:
@@ -251,9 +258,9 @@ def show(steps: Sequence[Totals]) -> None:
 
 
 def collect(args: argparse.Namespace) -> list[Totals]:
-    """Les cinq étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
-    postgres, files, mongodb = from_postgres(), from_files(args), from_mongodb()
-    return [*from_kafka(args), mongodb, files, postgres]
+    """Les six étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
+    in_postgres, files, mongodb = from_postgres(), from_files(args), from_mongodb()
+    return [*from_kafka(args), mongodb, files, *in_postgres]
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -283,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found:
         print("\nDIFFÉRENCES :", *found, sep="\n  ")
         return 1
-    print(f"\nTout est égal, au centime, de producer.py à PostgreSQL ({french_number(steps[0].count.total())} ventes).")
+    total = french_number(steps[0].count.total())
+    print(f"\nTout est égal, au centime, de producer.py aux tableaux de bord ({total} ventes).")
     return 0
 
 

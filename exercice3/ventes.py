@@ -148,8 +148,8 @@ class VentesProvider(BaseProvider):
         hour, second, back = draw.choices(range(24), HEURES)[0], draw.randrange(3600), draw.random()
         midnight = end.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=int(back * days))
         when = midnight + timedelta(hours=hour, seconds=second)
-        if when > end:
-            when -= timedelta(days=1)
+        if when > end:  # plus tard aujourd'hui : le premier des ``days`` jours, pas une seconde fois hier
+            when -= timedelta(days=days)
         return Vente(id, produit, region, Decimal(cents) * CENT, when)
 
     def _pick(self, choices: dict[str, Any], weights: list[int]) -> str:

@@ -215,7 +215,8 @@ class Lab(Scripts):
         self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
         for name in ("ventes", "lots_export"):
             self.mongo.drop_collection(name)
-        self.sql("DROP TABLE IF EXISTS ventes, ventes_chargements, ventes_rejets CASCADE")
+        tables = "ventes, ventes_chargements, ventes_rejets, ventes_par_heure, ventes_par_jour"
+        self.sql(f"DROP TABLE IF EXISTS {tables} CASCADE")
 
     def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:
         """producer.py au plus vite."""
