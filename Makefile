@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench bench-windows flink compare-windows lint services stop status reset reconcile
+.PHONY: help install demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
-$(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt tableau/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -37,6 +37,16 @@ bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 
 bench-windows: services .venv-peers/installed  ## les fenêtres comparées à Flink, Quix Streams et Bytewax
 	$(BIN)/python bench/windows.py
+
+bench-views: services  ## les tableaux de bord sur dix millions de ventes, avec et sans les vues
+	$(BIN)/python bench/views.py
+
+apercu: services  ## les tableaux de bord dans un navigateur, en direct
+	cd tableau && ../$(BIN)/python apercu.py
+
+twbx: services   ## tableau/ventes.twbx : le classeur Tableau et ses données en un seul fichier
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tableau/requirements-extract.txt
+	cd tableau && ../$(BIN)/python build_workbook.py --extract
 
 flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 2
 	$(BIN)/python -m services flink

@@ -1,0 +1,171 @@
+"""La page de l'aperçu, que apercu.py fait servir par Streamlit : les feuilles de ventes.twb, dans un navigateur.
+
+Streamlit relit ce fichier de haut en bas à chaque visite et à chaque clic. Les filtres sont
+dans l'adresse : l'envoyer, c'est partager la vue.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from psycopg2.extensions import connection as Connection
+
+from commun.errors import PipelineError
+from tableau.charts import chart, text_of
+from tableau.dashboards import DASHBOARDS, VIEW, Dashboard
+from tableau.database import connect, fetch
+from tableau.sheet_sql import Query, Selection, Sheet, query, read_sheets
+
+log = logging.getLogger("pipeline")
+
+WORKBOOK = Path(__file__).parent / "ventes.twb"
+REFRESH_SECONDS = 5
+CHART_HEIGHT = 300  # pixels
+ROW_HEIGHT = 26  # pixels par ligne d'une feuille à cases ou à barres
+NO_SALES = "Aucune vente dans PostgreSQL pour l'instant : « make demo » en fabrique, et elles apparaîtront ici."
+NOTHING_SELECTED = "Aucune vente avec ces filtres : élargissez la période, ou retirez une région ou un produit."
+ANY, CHOOSE = "Toute la période", "Choisir les dates"
+PERIODS = {ANY: None, "7 derniers jours": 7, "30 derniers jours": 30, "90 derniers jours": 90, CHOOSE: None}
+DOMAIN = Query(
+    f"SELECT min(jour), max(jour), array_agg(DISTINCT region), array_agg(DISTINCT produit) FROM {VIEW}",  # noqa: S608
+    {},
+)
+SALES = "Nombre de ventes"
+
+
+@st.cache_resource
+def database() -> Connection:
+    """La connexion, partagée par tous les visiteurs."""
+    return connect()
+
+
+@st.cache_data(ttl=REFRESH_SECONDS / 2, show_spinner=False)
+def rows(asked: Query) -> list[tuple[Any, ...]]:
+    """Lignes d'une requête, gardées un instant : cent visiteurs ne posent pas cent fois la même."""
+    try:
+        return fetch(database(), asked)
+    except PipelineError:
+        database.clear()  # PostgreSQL a pu redémarrer : une connexion neuve, une seule fois
+        return fetch(database(), asked)
+
+
+@st.cache_data(show_spinner=False)
+def sheets() -> dict[str, Sheet]:
+    """Les feuilles du classeur."""
+    return read_sheets(WORKBOOK)
+
+
+def read_date(text: str | None, otherwise: date) -> date:
+    """Date de l'adresse, ``otherwise`` si elle manque ou n'en est pas une."""
+    try:
+        return date.fromisoformat(text or "")
+    except ValueError:
+        return otherwise
+
+
+def choose_period(first: date, last: date) -> tuple[date, date] | None:
+    """Le filtre de période, lu dans l'adresse et réécrit dedans."""
+    asked = st.query_params.get("periode", ANY)
+    names = list(PERIODS)
+    name = st.selectbox("Période", names, index=names.index(asked) if asked in names else 0)
+    start, end = read_date(st.query_params.get("debut"), first), read_date(st.query_params.get("fin"), last)
+    st.query_params.pop("debut", None)
+    st.query_params.pop("fin", None)
+    remember("periode", [] if name == ANY else [name])
+    days = PERIODS[name]
+    if days:
+        return last - timedelta(days=days - 1), last
+    if name == ANY:
+        return None
+    start, end = sorted((min(max(start, first), last), min(max(end, first), last)))
+    chosen = st.date_input("Du … au …", (start, end), first, last, format="DD/MM/YYYY")
+    if len(chosen) == 2:  # un seul clic fait : la fin manque encore
+        start, end = chosen
+    remember("debut", [start.isoformat()])
+    remember("fin", [end.isoformat()])
+    return start, end
+
+
+def choose(label: str, name: str, values: Sequence[str]) -> list[str] | None:
+    """Le filtre d'une dimension : rien de coché veut dire tout."""
+    asked = [value for value in st.query_params.get_all(name) if value in values]
+    chosen = st.multiselect(label, sorted(values), asked, placeholder="Tout")
+    remember(name, chosen)
+    return chosen or None
+
+
+def remember(name: str, values: Sequence[str]) -> None:
+    """Écrit un filtre dans l'adresse, ou l'en retire s'il ne filtre rien."""
+    if values:
+        st.query_params[name] = list(values)
+    elif name in st.query_params:
+        del st.query_params[name]
+
+
+def choose_dashboard() -> Dashboard:
+    """Lequel des tableaux de bord."""
+    names = [board.name for board in DASHBOARDS]
+    asked = st.query_params.get("tableau")
+    name = st.segmented_control(
+        "Tableau de bord", names, default=asked if asked in names else names[0], label_visibility="collapsed"
+    )
+    remember("tableau", [name] if name and name != names[0] else [])
+    return next((board for board in DASHBOARDS if board.name == name), DASHBOARDS[0])
+
+
+def show_sheet(sheet: Sheet, selection: Selection) -> None:
+    """Une feuille : un chiffre, ou une figure."""
+    found = rows(query(sheet, selection))
+    if not sheet.shelves["rows"]:
+        pill = sheet.pill("text")
+        st.metric(sheet.name, text_of(pill, found[0][0], sheet))
+        return
+    st.markdown(f"**{sheet.name}**")
+    tall = sheet.pill("rows").endswith(":nk")
+    height = max(CHART_HEIGHT, ROW_HEIGHT * len({row[0] for row in found}) + 90) if tall else CHART_HEIGHT
+    st.altair_chart(chart(sheet, found).properties(height=height), width="stretch", theme=None, key=sheet.name)
+
+
+def show_board(board: Dashboard, selection: Selection) -> None:
+    """Un tableau de bord ; sur un téléphone, Streamlit empile les colonnes."""
+    if not rows(query(sheets()[SALES], selection))[0][0]:
+        st.info(NOTHING_SELECTED)
+        return
+    for _, names in board.rows:
+        for place, name in zip(st.columns(len(names)), names, strict=True):
+            with place:
+                show_sheet(sheets()[name], selection)
+
+
+@st.fragment(run_every=REFRESH_SECONDS)
+def body() -> None:
+    """Filtres et tableau de bord, redessinés toutes les REFRESH_SECONDS ; une panne se dit en une phrase."""
+    try:
+        first, last, regions, products = rows(DOMAIN)[0]
+        if first is None:
+            st.info(NO_SALES)
+            return
+        board = choose_dashboard()
+        with st.container():
+            places = st.columns(3)
+            with places[0]:
+                period = choose_period(first, last)
+            with places[1]:
+                chosen_regions = choose("Région", "region", regions)
+            with places[2]:
+                chosen_products = choose("Produit", "produit", products)
+        show_board(board, Selection(period, chosen_regions, chosen_products))
+        st.caption(f"Actualisé à {datetime.now().astimezone():%H:%M:%S}, puis toutes les {REFRESH_SECONDS} secondes.")
+    except PipelineError as error:
+        st.warning(f"{error} La page réessaie toutes les {REFRESH_SECONDS} secondes.")
+    except Exception:  # le visiteur ne doit jamais voir une trace
+        log.exception("Erreur inattendue de l'aperçu.")
+        st.error("Une erreur inattendue est survenue ; elle est décrite dans le terminal où tourne apercu.py.")
+
+
+st.set_page_config(page_title="Ventes", layout="wide")
+st.title("Ventes")
+body()
