@@ -140,7 +140,8 @@ def how_to_go_on() -> str:
     password = setting("TABLEAU_PASSWORD")
     return f"""
 Les serveurs restent en marche. Et maintenant :
-  Tableau   : serveur {host}, port {port}, base {base}, utilisateur tableau, mot de passe {password}
+  voir      : make apercu, puis http://localhost:8501
+  Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
   psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
   à la main : cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
   pannes    : .venv/bin/python -m services kill kafka2

@@ -10,6 +10,7 @@ chiffres, eux, sont ceux de la base.
 
 import argparse
 import base64
+import io
 import logging
 import re
 import unicodedata
@@ -20,6 +21,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import vl_convert
+from PIL import Image
 from psycopg2.extensions import connection as Connection
 
 from commun.cli import Parser, run
@@ -32,6 +34,7 @@ log = logging.getLogger("pipeline")
 FOLDER = Path(__file__).parent
 WORKBOOK = FOLDER / "ventes.twb"
 FULL = 100_000  # l'unité des zones
+COLORS = 128  # une palette : l'image pèse sept fois moins
 SCALE = 1.5  # pixels de l'image par pixel du tableau de bord
 TITLE_HEIGHT = 26
 FONT = 'font-family="DejaVu Sans, Arial, sans-serif"'
@@ -76,8 +79,8 @@ def draw_filter(caption: str, box: Box) -> str:
     return text(box.x + 8, box.y + 16, caption, 12, fill=GREY) + frame + text(box.x + 16, box.y + 43, "(Tout)", 12)
 
 
-def draw_dashboard(dashboard: ET.Element, sheets: dict[str, Sheet], connection: Connection) -> bytes:
-    """Image PNG d'un tableau de bord."""
+def draw_dashboard(dashboard: ET.Element, sheets: dict[str, Sheet], connection: Connection) -> Image.Image:
+    """Image d'un tableau de bord."""
     size = dashboard.find("size")
     width, height = (0, 0) if size is None else (int(size.attrib["maxwidth"]), int(size.attrib["maxheight"]))
     captions = {column.attrib["name"]: column.attrib["caption"] for column in dashboard.iter("column")}
@@ -94,7 +97,7 @@ def draw_dashboard(dashboard: ET.Element, sheets: dict[str, Sheet], connection: 
                 sheet = sheets[zone.attrib["name"]]
                 parts.append(draw_sheet(sheet, fetch(connection, query(sheet, Selection())), box))
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{"".join(parts)}</svg>'
-    return vl_convert.svg_to_png(svg, scale=SCALE)
+    return Image.open(io.BytesIO(vl_convert.svg_to_png(svg, scale=SCALE))).convert("RGB").quantize(COLORS)
 
 
 def slug(name: str) -> str:
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for dashboard in ET.parse(WORKBOOK).getroot().iter("dashboard"):  # noqa: S314 - le fichier est le nôtre
         path = args.output_dir / f"{slug(dashboard.attrib['name'])}.png"
-        path.write_bytes(draw_dashboard(dashboard, sheets, connection))
+        draw_dashboard(dashboard, sheets, connection).save(path, optimize=True)
         log.info("%s dessiné.", path)
     connection.close()
     return 0

@@ -25,6 +25,7 @@ WORKBOOK = Path(__file__).parent / "ventes.twb"
 REFRESH_SECONDS = 5
 CHART_HEIGHT = 300  # pixels
 ROW_HEIGHT = 26  # pixels par ligne d'une feuille à cases ou à barres
+AXIS_HEIGHT = 90  # pixels sous ces lignes
 NO_SALES = "Aucune vente dans PostgreSQL pour l'instant : « make demo » en fabrique, et elles apparaîtront ici."
 NOTHING_SELECTED = "Aucune vente avec ces filtres : élargissez la période, ou retirez une région ou un produit."
 ANY, CHOOSE = "Toute la période", "Choisir les dates"
@@ -125,7 +126,7 @@ def show_sheet(sheet: Sheet, selection: Selection) -> None:
         return
     st.markdown(f"**{sheet.name}**")
     tall = sheet.pill("rows").endswith(":nk")
-    height = max(CHART_HEIGHT, ROW_HEIGHT * len({row[0] for row in found}) + 90) if tall else CHART_HEIGHT
+    height = ROW_HEIGHT * len({row[0] for row in found}) + AXIS_HEIGHT if tall else CHART_HEIGHT
     st.altair_chart(chart(sheet, found).properties(height=height), width="stretch", theme=None, key=sheet.name)
 
 

@@ -16,13 +16,16 @@ from tests.lab import CsvLab, Lab, expected, wait_until
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
-SHEETS = {name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("exercice1", "exercice2")}
+SHEETS = {
+    name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("exercice1", "exercice2", "tableau")
+}
 SHEET = SHEETS["exercice1"]
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
     *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
     *(f"exercice2/{name}.py" for name in ("dead_letters", "chaos", "compare_windows")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
+    *(f"tableau/{name}.py" for name in ("apercu", "build_workbook", "draw")),
 ]
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -144,7 +147,7 @@ def test_every_file_of_the_structure_exists() -> None:
     named = [line.split()[0] for line in structure.splitlines() if not line.startswith(" ")]
     for name in named:
         assert (ROOT / name).exists(), name
-    for folder in ("exercice1", "exercice2", "exercice3"):
+    for folder in ("exercice1", "exercice2", "exercice3", "tableau"):
         block = re.search(rf"^{folder}/.*\n(?: .*\n)*", structure, re.MULTILINE)
         files = set(re.findall(r"\b(\w+\.(?:py|sql|json))\b", block[0] if block else ""))
         assert files == {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".sql", ".json"}}
@@ -166,8 +169,8 @@ def test_every_link_leads_somewhere() -> None:
 def test_sample_output_has_the_real_shape() -> None:
     """L'extrait de make demo a les étapes que reconcile.py affiche."""
     sample = next(block for block in blocks(FRENCH, "text") if block.startswith("étape"))
-    steps = [line.split(maxsplit=1) for line in sample.splitlines()[1:6]]
-    assert [name for name, _ in steps] == ["produites", "Kafka", "MongoDB", "CSV", "PostgreSQL"]
+    steps = [line.split(maxsplit=1) for line in sample.splitlines()[1:7]]
+    assert [name for name, _ in steps] == ["produites", "Kafka", "MongoDB", "CSV", "PostgreSQL", "tableaux"]
     assert len({figures for _, figures in steps}) == 1
 
 

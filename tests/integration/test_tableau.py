@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 import xml.etree.ElementTree as ET
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,6 +20,7 @@ from urllib.error import URLError
 import psycopg2
 import pytest
 import streamlit
+from PIL import Image
 from playwright.sync_api import Error, Page, expect, sync_playwright
 from psycopg2.extras import execute_values
 from streamlit.testing.v1 import AppTest
@@ -26,10 +28,12 @@ from streamlit.testing.v1 import AppTest
 from commun.errors import PipelineError
 from commun.settings import ROOT, postgres_dsn, setting
 from exercice3.ventes import Vente, generate
+from tableau import build_workbook, draw
 from tableau.charts import number
-from tableau.dashboards import FIELDS, SHEETS, VIEW
+from tableau.dashboards import FIELDS, HEIGHT, SHEETS, VIEW, WIDTH
 from tableau.database import connect, fetch
 from tableau.sheet_sql import Selection, Sheet, query, read_sheets
+from tableau.workbook import EXTRACT_PATH
 from tests.lab import Lab, Running, wait_until
 
 WORKBOOK = ROOT / "tableau" / "ventes.twb"
@@ -357,6 +361,42 @@ def test_a_sheet_is_only_as_right_as_the_file(lab: Lab, sales: list[Vente], tmp_
     )
     right, wrong = (read_sheets(path)["Panier moyen"] for path in (WORKBOOK, broken))
     assert run_sheet(right, Selection()) != run_sheet(wrong, Selection())
+
+
+def test_packaged_workbook_holds_the_sales(lab: Lab, sales: list[Vente], tmp_path: Path) -> None:
+    """ventes.twbx : le classeur et un extrait qui a les mêmes sommes, au centime."""
+    hyper = pytest.importorskip("tableauhyperapi", reason="« make twbx » n'a pas été lancé : tableauhyperapi manque")
+    assert build_workbook.main(["--extract", "--output-dir", str(tmp_path)]) == 0
+    with zipfile.ZipFile(tmp_path / "ventes.twbx") as package:
+        assert package.namelist() == ["ventes.twb", EXTRACT_PATH]
+        package.extractall(tmp_path)
+    with (
+        hyper.HyperProcess(hyper.Telemetry.DO_NOT_SEND_USAGE_DATA_TO_TABLEAU, parameters={"log_config": ""}) as process,
+        hyper.Connection(process.endpoint, tmp_path / EXTRACT_PATH) as extract,
+    ):
+        total, count = extract.execute_list_query(
+            'SELECT sum("chiffre_affaires"), sum("nombre_ventes") FROM "Extract"."Extract"'
+        )[0]
+    assert (Decimal(str(total)), int(count)) == (sum(vente.montant for vente in sales), COUNT)
+
+
+def test_an_extract_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sans tableauhyperapi : une phrase qui dit comment l'avoir."""
+    monkeypatch.delitem(sys.modules, "tableau.extract", raising=False)
+    monkeypatch.setitem(sys.modules, "tableauhyperapi", None)
+    with pytest.raises(PipelineError, match="make twbx"):
+        build_workbook.main(["--extract", "--output-dir", str(tmp_path)])
+
+
+def test_drawings_come_from_the_workbook(lab: Lab, sales: list[Vente], tmp_path: Path) -> None:
+    """draw.py dessine les deux tableaux de bord, à la taille du classeur."""
+    assert draw.main(["--output-dir", str(tmp_path)]) == 0
+    for path in (ROOT / "tableau" / "images").glob("*.png"):
+        if path.name != "apercu.png":
+            with Image.open(tmp_path / path.name) as mine, Image.open(path) as theirs:
+                assert mine.size == theirs.size == (round(WIDTH * draw.SCALE), round(HEIGHT * draw.SCALE))
+                assert len(mine.getcolors(256) or ()) > 20
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 # --- L'aperçu

@@ -1,6 +1,7 @@
 """ventes.twb et ventes.tds : tels qu'ils sont générés, et tels que Tableau les demande."""
 
 import importlib
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from commun.errors import PipelineError
 from commun.settings import ROOT
 from tableau import build_workbook
 from tableau.workbook import Server, build_datasource
@@ -56,6 +58,26 @@ def test_source_is_the_workbook_s() -> None:
     source.remove(source[0])  # son manifeste
     plain = [[ET.canonicalize(ET.tostring(child), strip_text=True) for child in root] for root in (source, inside)]
     assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("script", ["apercu", "build_workbook", "draw"])
+def test_scripts_speak_french(script: str) -> None:
+    """--help dit comment lancer le script ; une mauvaise option est une phrase, code 2."""
+
+    def launch(option: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, f"{script}.py", option]
+        return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
+
+    assert launch("--help").stdout.startswith("Usage : ")
+    assert f"python {script}.py" in launch("--help").stdout
+    wrong = launch("--nimporte")
+    assert (wrong.returncode, "option ou argument inconnu : --nimporte" in wrong.stderr) == (2, True)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Dossier absent : une phrase."""
+    with pytest.raises(PipelineError, match="Impossible d'écrire"):
+        build_workbook.main(["--output-dir", str(tmp_path / "absent")])
 
 
 def first(path: str) -> Callable[[ET.Element], ET.Element]:
