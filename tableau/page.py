@@ -1,7 +1,7 @@
 """La page de l'aperçu, que apercu.py fait servir par Streamlit : les feuilles de ventes.twb, dans un navigateur.
 
 Streamlit relit ce fichier de haut en bas à chaque visite et à chaque clic. Les filtres sont
-dans l'adresse : l'envoyer, c'est partager la vue.
+dans l'adresse (bind="query-params") : l'envoyer, c'est partager la vue.
 """
 
 import logging
@@ -14,7 +14,7 @@ import streamlit as st
 from psycopg2.extensions import connection as Connection
 
 from commun.errors import PipelineError
-from tableau.charts import chart, text_of
+from tableau.charts import alphabetical, chart, text_of
 from tableau.dashboards import DASHBOARDS, VIEW, Dashboard
 from tableau.database import connect, fetch
 from tableau.sheet_sql import Query, Selection, Sheet, query, read_sheets
@@ -59,62 +59,34 @@ def sheets() -> dict[str, Sheet]:
     return read_sheets(WORKBOOK)
 
 
-def read_date(text: str | None, otherwise: date) -> date:
-    """Date de l'adresse, ``otherwise`` si elle manque ou n'en est pas une."""
-    try:
-        return date.fromisoformat(text or "")
-    except ValueError:
-        return otherwise
-
-
 def choose_period(first: date, last: date) -> tuple[date, date] | None:
-    """Le filtre de période, lu dans l'adresse et réécrit dedans."""
-    asked = st.query_params.get("periode", ANY)
-    names = list(PERIODS)
-    name = st.selectbox("Période", names, index=names.index(asked) if asked in names else 0)
-    start, end = read_date(st.query_params.get("debut"), first), read_date(st.query_params.get("fin"), last)
-    st.query_params.pop("debut", None)
-    st.query_params.pop("fin", None)
-    remember("periode", [] if name == ANY else [name])
+    """Le filtre de période ; « 7 derniers jours » suit les ventes qui arrivent."""
+    name = st.selectbox("Période", list(PERIODS), key="periode", bind="query-params")
+    if name == CHOOSE:
+        chosen = st.date_input(
+            "Du … au …", (first, last), first, last, key="dates", format="DD/MM/YYYY", bind="query-params"
+        )
+        return (chosen[0], chosen[-1]) if chosen else None  # un seul clic fait : la fin manque encore
     days = PERIODS[name]
-    if days:
-        return last - timedelta(days=days - 1), last
-    if name == ANY:
-        return None
-    start, end = sorted((min(max(start, first), last), min(max(end, first), last)))
-    chosen = st.date_input("Du … au …", (start, end), first, last, format="DD/MM/YYYY")
-    if len(chosen) == 2:  # un seul clic fait : la fin manque encore
-        start, end = chosen
-    remember("debut", [start.isoformat()])
-    remember("fin", [end.isoformat()])
-    return start, end
+    return (last - timedelta(days=days - 1), last) if days else None
 
 
 def choose(label: str, name: str, values: Sequence[str]) -> list[str] | None:
     """Le filtre d'une dimension : rien de coché veut dire tout."""
-    asked = [value for value in st.query_params.get_all(name) if value in values]
-    chosen = st.multiselect(label, sorted(values), asked, placeholder="Tout")
-    remember(name, chosen)
-    return chosen or None
-
-
-def remember(name: str, values: Sequence[str]) -> None:
-    """Écrit un filtre dans l'adresse, ou l'en retire s'il ne filtre rien."""
-    if values:
-        st.query_params[name] = list(values)
-    elif name in st.query_params:
-        del st.query_params[name]
+    return (
+        st.multiselect(label, sorted(values, key=alphabetical), key=name, placeholder="Tout", bind="query-params")
+        or None
+    )
 
 
 def choose_dashboard() -> Dashboard:
     """Lequel des tableaux de bord."""
-    names = [board.name for board in DASHBOARDS]
-    asked = st.query_params.get("tableau")
+    boards = {board.name: board for board in DASHBOARDS}
     name = st.segmented_control(
-        "Tableau de bord", names, default=asked if asked in names else names[0], label_visibility="collapsed"
-    )
-    remember("tableau", [name] if name and name != names[0] else [])
-    return next((board for board in DASHBOARDS if board.name == name), DASHBOARDS[0])
+        "Tableau de bord", list(boards), default=DASHBOARDS[0].name, required=True, key="tableau",
+        label_visibility="collapsed", bind="query-params",
+    )  # fmt: skip
+    return boards[name]
 
 
 def show_sheet(sheet: Sheet, selection: Selection) -> None:

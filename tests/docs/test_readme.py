@@ -76,7 +76,8 @@ def check_python(words: list[str]) -> None:
         assert (ROOT / words[3]).is_file(), words
     else:
         options = {word for word in words[2:] if word.startswith("--")}
-        homonyms = [script for script in SCRIPTS if Path(script).name == words[1]]
+        known = (*SCRIPTS, *(f"bench/{path.name}" for path in (ROOT / "bench").glob("*.py")))
+        homonyms = [script for script in known if words[1] in (script, Path(script).name)]
         assert any(options <= options_of(script) for script in homonyms), words
 
 
