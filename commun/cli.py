@@ -15,6 +15,8 @@ from commun.errors import PipelineError
 
 log = logging.getLogger("pipeline")
 
+PORT_MAX = 65_535
+
 # argparse ne parle qu'anglais : ses phrases, et les nôtres.
 _FRENCH = (
     (r"unrecognized arguments: (.*)", r"option ou argument inconnu : \1"),
@@ -82,6 +84,13 @@ class Parser(argparse.ArgumentParser):
                 message = match.expand(sentence)
                 break
         self.exit(2, f"{self.prog} : {message}. Voyez « {self.prog} --help ».\n")
+
+
+def port(text: str) -> int:
+    """Type d'option : un numéro de port."""
+    if not text.isdecimal() or not 0 < int(text) <= PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} n'est pas un port, entre 1 et {PORT_MAX}")
+    return int(text)
 
 
 def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callable[[str], Any]:

@@ -14,6 +14,7 @@ Ensuite : ouvrez Tableau, ou psql avec le rôle tableau.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -43,7 +44,14 @@ CREATE_STAGING = """
 """
 # FORCE_NOT_NULL : un champ vide est un texte vide, pas un NULL ; load.sql le jugera.
 COPY = "COPY tampon FROM STDIN WITH (FORMAT csv, FORCE_NOT_NULL (id, produit, region, montant, date_vente))"
-HAS_VIEWS = "SELECT FROM pg_trigger WHERE tgrelid = 'ventes'::regclass AND tgname = 'ventes_videes'"
+HAS_SUMS = "SELECT FROM pg_trigger WHERE tgrelid = 'ventes'::regclass AND tgname = 'ventes_videes'"
+VIEWS_VERSION = """
+    SELECT obj_description('ventes_compter'::regproc, 'pg_proc') WHERE to_regclass('ventes_analyse') IS NOT NULL
+"""
+NAME_TAKEN = (
+    psycopg2.errors.DuplicateTable, psycopg2.errors.WrongObjectType, psycopg2.errors.InvalidTableDefinition,
+    psycopg2.errors.DuplicateFunction, psycopg2.errors.InvalidFunctionDefinition,
+)  # fmt: skip
 REGISTER = """
     INSERT INTO ventes_chargements (fichier, sha256, lignes) VALUES (%(fichier)s, %(sha256)s, %(lignes)s)
     ON CONFLICT DO NOTHING
@@ -65,16 +73,38 @@ class Manifest:
 
 
 def apply_schema(connection: Connection) -> None:
-    """Crée ce qui manque du schéma et des vues ; sans effet sur ce qui existe."""
+    """Crée ce qui manque : tables, sommes et vues des tableaux de bord, droits du rôle tableau."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-        cursor.execute((FOLDER / "schema.sql").read_text(encoding="utf-8"))
-        cursor.execute(HAS_VIEWS)
-        if cursor.fetchone() is None:
-            cursor.execute((FOLDER / "views.sql").read_text(encoding="utf-8"))
+        cursor.execute(sql("schema"))
+        cursor.execute("SAVEPOINT tableaux")
+        try:
+            apply_views(cursor)
+        except NAME_TAKEN as error:  # les ventes se chargent quand même
+            cursor.execute("ROLLBACK TO tableaux")
+            reason = str(error).splitlines()[0]
+            log.warning("Vues des tableaux de bord non posées, un de vos objets en porte le nom (%s).", reason)
+        cursor.execute(sql("rights"))
     for notice in connection.notices:
         if "tableau" in notice:
             log.warning("PostgreSQL : %s", notice.strip())
+
+
+def apply_views(cursor: Cursor) -> None:
+    """Pose les sommes si la table ventes ne les a pas, et les vues si elles manquent ou si leur fichier a changé."""
+    cursor.execute(HAS_SUMS)
+    if cursor.fetchone() is None:
+        cursor.execute(sql("sums"))
+    version = hashlib.sha256(sql("views").encode()).hexdigest()[:12]
+    cursor.execute(VIEWS_VERSION)
+    if cursor.fetchone() != (version,):
+        cursor.execute(sql("views"))
+        cursor.execute("COMMENT ON FUNCTION ventes_compter IS %s", (version,))
+
+
+def sql(name: str) -> str:
+    """Contenu d'un fichier .sql de ce dossier."""
+    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -113,7 +143,7 @@ def write(cursor: Cursor, names: dict[str, Any], rows: Rows) -> None:
     for ligne, raison, contenu in rows.rejects:
         cursor.execute(REJECT, names | {"ligne": ligne, "raison": raison, "contenu": contenu})
     cursor.execute("ANALYZE tampon")
-    cursor.execute((FOLDER / "load.sql").read_text(encoding="utf-8"), names | {"rejetees": len(rows.rejects)})
+    cursor.execute(sql("load"), names | {"rejetees": len(rows.rejects)})
     new, changed, rejected = cursor.fetchone() or (0, 0, 0)
     log.info(
         "%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", names["fichier"], rows.lines, new, changed, rejected

@@ -5,8 +5,9 @@
     python reconcile.py --expect 10000   exige en plus 10 000 ventes produites
 
 Étapes : produites (recalculées depuis la graine de chaque suite, sans croire aucun serveur),
-Kafka (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL, vue des tableaux
-de bord. Chaque étape est comparée à la première, en tout puis par région et par produit.
+Kafka (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL, ses sommes par jour,
+la vue des tableaux de bord. Chaque étape est comparée à la première, en tout puis par région
+et par produit.
 Termine avec le code 0 si tout est égal, 1 sinon en disant où.
 Des ventes encore en route sont une différence : relancez, ou donnez --wait.
 """
@@ -45,6 +46,7 @@ RETRY_SECONDS = 1.0
 ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
 IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
     ("PostgreSQL", "ventes", "montant", "count(*)"),
+    ("par jour", "ventes_par_jour", "chiffre_affaires", "sum(nombre_ventes)"),
     ("tableaux", "ventes_analyse", "chiffre_affaires", "sum(nombre_ventes)"),
 )
 SHOWN = 5  # différences citées par étape
@@ -258,7 +260,7 @@ def show(steps: Sequence[Totals]) -> None:
 
 
 def collect(args: argparse.Namespace) -> list[Totals]:
-    """Les six étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
+    """Les sept étapes. De la fin vers le début : une vente en route manque à la fin, jamais au début."""
     in_postgres, files, mongodb = from_postgres(), from_files(args), from_mongodb()
     return [*from_kafka(args), mongodb, files, *in_postgres]
 

@@ -48,19 +48,3 @@ CREATE TABLE IF NOT EXISTS ventes_rejets (
     PRIMARY KEY (fichier, sha256, ligne)
 );
 COMMENT ON TABLE ventes_rejets IS 'Lignes refusées : fichier, numéro de ligne (l''en-tête est la ligne 1) et raison';
-
--- Le rôle tableau ne peut que lire : ni écrire, ni créer d'objet, même temporaire.
-DO $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tableau') THEN
-        CREATE ROLE tableau NOLOGIN;
-        RAISE NOTICE 'Rôle tableau créé sans mot de passe : ALTER ROLE tableau LOGIN PASSWORD ''…'';';
-    END IF;
-    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO tableau', current_database());
-    GRANT USAGE ON SCHEMA public TO tableau;
-    GRANT SELECT ON ventes TO tableau;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'Droits du rôle tableau non posés : %', SQLERRM;
-END
-$$;

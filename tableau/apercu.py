@@ -6,7 +6,7 @@
 Lit PostgreSQL avec le rôle tableau, qui ne peut que lire ; se rafraîchit toutes les cinq
 secondes, pendant que le pipeline tourne. Les filtres sont dans l'adresse de la page : envoyez
 l'adresse, vous partagez la vue. Ctrl-C arrête.
-Garantit : les mêmes chiffres que Tableau, puisque ce sont les mêmes requêtes sur la même vue.
+Garantit : les chiffres sont ceux des feuilles de ventes.twb, exécutées en SQL.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, port, run
 from commun.errors import PipelineError
 
 log = logging.getLogger("pipeline")
@@ -40,7 +40,7 @@ OPTIONS = {
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    parser.option("--port", env="PORT_APERCU", type=positive(), default=PORT, help="port de la page")
+    parser.option("--port", env="PORT_APERCU", type=port, default=PORT, help="port de la page")
     return parser.parse(argv)
 
 
@@ -48,18 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     if importlib.util.find_spec("streamlit") is None:
-        raise PipelineError("Le paquet streamlit manque : « pip install -r tableau/requirements.txt ».")
+        raise PipelineError(
+            "Le paquet streamlit manque : « pip install -r requirements.txt », dans le dossier tableau."
+        )
     stop = Stop()
     options = [f"--{name}={value}" for name, value in (OPTIONS | {"server.port": str(args.port)}).items()]
     command = [sys.executable, "-m", "streamlit", "run", str(PAGE), *options]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    log.info("Aperçu : http://localhost:%d. Ctrl-C l'arrête.", args.port)
-    while not stop and server.poll() is None:
-        stop.wait(0.5)
-    server.terminate()
-    code = server.wait(30)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        log.info("Aperçu : http://localhost:%d. Ctrl-C l'arrête.", args.port)
+        try:
+            while not stop and server.poll() is None:
+                stop.wait(0.5)
+        finally:  # la page ne garde rien : rien à finir
+            server.kill()
     if not stop:
-        raise PipelineError(f"Streamlit s'est arrêté (code {code}) : le port {args.port} est-il déjà pris ?")
+        raise PipelineError(f"Streamlit s'est arrêté tout seul : le port {args.port} est-il déjà pris ?")
     return 0
 
 

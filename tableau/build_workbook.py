@@ -1,8 +1,8 @@
 """Écrit ventes.twb (le classeur Tableau) et ventes.tds (sa source de données).
 
-    python build_workbook.py                              pour le PostgreSQL de cette machine
-    python build_workbook.py --server db.exemple.fr       pour un autre
-    python build_workbook.py --extract                    en plus : ventes.twbx, avec les données dedans
+    python build_workbook.py                                          pour le PostgreSQL du projet
+    python build_workbook.py --server db.exemple.fr --output-dir ici  pour un autre
+    python build_workbook.py --extract                                ventes.twbx, avec les données dedans
 
 Garantit : les mêmes options donnent les mêmes octets ; aucun mot de passe n'est écrit,
 Tableau le demande à l'ouverture.
@@ -16,25 +16,25 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from commun.cli import Parser, positive, run
+from commun.cli import Parser, port, run
 from commun.errors import PipelineError
+from commun.settings import setting
 from tableau.workbook import Server, build_datasource, build_workbook
 
 log = logging.getLogger("pipeline")
 
 FOLDER = Path(__file__).parent
-DEFAULT = Server()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    parser.option("--server", default=DEFAULT.host, help="machine où est PostgreSQL")
-    parser.option("--port", type=positive(), default=DEFAULT.port, help="son port")
-    parser.option("--database", default=DEFAULT.database, help="sa base")
-    parser.option("--user", default=DEFAULT.user, help="le rôle de Tableau")
+    parser.option("--server", env="PGHOST", default=setting("PGHOST"), help="machine où est PostgreSQL")
+    parser.option("--port", env="PGPORT", type=port, default=setting("PGPORT"), help="son port")
+    parser.option("--database", env="PGDATABASE", default=setting("PGDATABASE"), help="sa base")
+    parser.option("--user", default=Server().user, help="le rôle de Tableau")
     parser.option("--output-dir", type=Path, default=FOLDER, help="dossier où écrire")
-    parser.option("--extract", action="store_true", help="écrit aussi ventes.twbx (paquet tableauhyperapi)")
+    parser.option("--extract", action="store_true", help="écrit ventes.twbx, et lui seul (paquet tableauhyperapi)")
     return parser.parse(argv)
 
 
@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     server = Server(args.server, args.port, args.database, args.user)
     try:
+        if args.extract:
+            write_extract(args.output_dir / "ventes.twbx", server)
+            return 0
         for name, content in (("ventes.twb", build_workbook(server)), ("ventes.tds", build_datasource(server))):
             (args.output_dir / name).write_bytes(content)
             log.info("%s écrit : %s, rôle %s.", name, f"{server.host}:{server.port}/{server.database}", server.user)
     except OSError as error:
         raise PipelineError(f"Impossible d'écrire dans {args.output_dir} ({error.strerror}).") from error
-    if args.extract:
-        write_extract(args.output_dir / "ventes.twbx", server)
     return 0
 
 

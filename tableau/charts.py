@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from commun.cli import french_number
-from tableau.sheet_sql import Sheet
+from tableau.sheet_sql import WorkbookSheet
 
 BLUE, GREY = "#1f4e79", "#5f6b76"
 SPACE = "\u202f"  # entre les milliers, et devant € ou %
@@ -41,7 +41,7 @@ def number(value: Any, format: str) -> str:
     return french_number(float(value))
 
 
-def text_of(pill: str, value: Any, sheet: Sheet) -> str:
+def text_of(pill: str, value: Any, sheet: WorkbookSheet) -> str:
     """Une valeur telle qu'on la lit : jour de la semaine, date, mesure à son format, nom."""
     if pill.startswith("wd:"):
         return WEEKDAYS[int(value) - 1]
@@ -54,7 +54,8 @@ def text_of(pill: str, value: Any, sheet: Sheet) -> str:
 
 def alphabetical(name: str) -> str:
     """Clé de tri d'un nom : Île-de-France vient après Espagne, pas après Suisse."""
-    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
+    plain = unicodedata.normalize("NFKD", name.casefold().replace("œ", "oe").replace("æ", "ae"))
+    return plain.encode("ascii", "ignore").decode()
 
 
 class Figure:
@@ -64,7 +65,7 @@ class Figure:
     Altair lirait « sum:montant:qk » comme une consigne.
     """
 
-    def __init__(self, sheet: Sheet, rows: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, sheet: WorkbookSheet, rows: Sequence[Sequence[Any]]) -> None:
         self.sheet = sheet
         self.place = {pill: position for position, pill in enumerate(sheet.labels)}
         self.columns = dict(zip(sheet.labels, zip(*rows, strict=True), strict=False)) if rows else {}
@@ -93,7 +94,8 @@ class Figure:
             axis = alt.Axis(format="%e %b", labelOverlap=True)
             return {"field": number_, "type": "temporal", "title": None, "axis": axis}
         if pill.startswith(("none:heure", "rank:")):
-            return {"field": number_, "type": "ordinal", "title": None, "axis": alt.Axis(labelAngle=0)}
+            scale = alt.Scale(domain=list(range(24))) if pill.startswith("none:heure") else alt.Scale()
+            return {"field": number_, "type": "ordinal", "title": None, "axis": alt.Axis(labelAngle=0), "scale": scale}
         names = self.columns.get(pill, ())
         order = sorted(set(names), key=alphabetical) if pill.endswith(":nk") and not self.sheet.sort else None
         axis = alt.Axis(labelAngle=-30) if shelf == "cols" else alt.Axis(labelLimit=190)
@@ -134,10 +136,11 @@ def _plain(value: Any) -> Any:
     """Valeur que le JSON des graphiques sait écrire."""
     if isinstance(value, Decimal):
         return float(value)
-    return value.isoformat() if isinstance(value, date) else value
+    # Sans l'heure, un navigateur lirait minuit à Londres : la veille, en Martinique.
+    return f"{value.isoformat()}T00:00:00" if isinstance(value, date) else value
 
 
-def chart(sheet: Sheet, rows: Sequence[Sequence[Any]]) -> alt.LayerChart:
+def chart(sheet: WorkbookSheet, rows: Sequence[Sequence[Any]]) -> alt.LayerChart:
     """Figure d'une feuille qui a des axes ; ``rows`` vient de sa requête, dans l'ordre de ``sheet.labels``."""
     figure = Figure(sheet, rows)
     base = alt.Chart(alt.InlineData(figure.values)).encode(

@@ -21,7 +21,7 @@ from tableauhyperapi import (
 )
 
 from tableau.dashboards import FIELDS, VIEW
-from tableau.database import batches, connect
+from tableau.database import connect, fetch
 from tableau.sheet_sql import Query
 from tableau.workbook import EXTRACT_PATH, Server, build_workbook
 
@@ -39,8 +39,9 @@ def build_packaged_workbook(path: Path, server: Server) -> int:
     """Écrit ``path`` avec ce que la vue contient à présent ; renvoie le nombre de lignes de l'extrait."""
     columns = [field for field in FIELDS if field.sql_type]
     names = ", ".join(field.name for field in columns)
-    everything = Query(f"SELECT {names} FROM {VIEW}", {})  # noqa: S608 - nos propres noms
-    count = 0
+    address = {"host": server.host, "port": server.port, "dbname": server.database, "user": server.user}
+    with closing(connect(**address)) as connection:
+        rows = fetch(connection, Query(f"SELECT {names} FROM {VIEW}", {}))  # noqa: S608 - nos propres noms
     definition = TableDefinition(
         TABLE, [TableDefinition.Column(field.name, TYPES[field.sql_type], Nullability.NULLABLE) for field in columns]
     )
@@ -52,12 +53,10 @@ def build_packaged_workbook(path: Path, server: Server) -> int:
         ):
             extract.catalog.create_schema("Extract")
             extract.catalog.create_table(definition)
-            with closing(connect()) as connection, Inserter(extract, definition) as inserter:
-                for rows in batches(connection, everything):
-                    inserter.add_rows(rows)
-                    count += len(rows)
+            with Inserter(extract, definition) as inserter:
+                inserter.add_rows(rows)
                 inserter.execute()
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
             package.writestr("ventes.twb", build_workbook(server, extract=True))
             package.write(hyper, EXTRACT_PATH)
-    return count
+    return len(rows)

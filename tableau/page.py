@@ -15,9 +15,9 @@ from psycopg2.extensions import connection as Connection
 
 from commun.errors import PipelineError
 from tableau.charts import alphabetical, chart, text_of
-from tableau.dashboards import DASHBOARDS, VIEW, Dashboard
-from tableau.database import connect, fetch
-from tableau.sheet_sql import Query, Selection, Sheet, query, read_sheets
+from tableau.dashboards import DASHBOARDS, Dashboard
+from tableau.database import Unreachable, connect, fetch
+from tableau.sheet_sql import Query, Selection, WorkbookSheet, query, read_sheets
 
 log = logging.getLogger("pipeline")
 
@@ -31,7 +31,8 @@ NOTHING_SELECTED = "Aucune vente avec ces filtres : élargissez la période, ou 
 ANY, CHOOSE = "Toute la période", "Choisir les dates"
 PERIODS = {ANY: None, "7 derniers jours": 7, "30 derniers jours": 30, "90 derniers jours": 90, CHOOSE: None}
 DOMAIN = Query(
-    f"SELECT min(jour), max(jour), array_agg(DISTINCT region), array_agg(DISTINCT produit) FROM {VIEW}",  # noqa: S608
+    "SELECT min(jour), max(jour), array_agg(DISTINCT region), array_agg(DISTINCT produit) FROM ventes_par_jour "
+    "WHERE nombre_ventes > 0",
     {},
 )
 SALES = "Nombre de ventes"
@@ -48,13 +49,13 @@ def rows(asked: Query) -> list[tuple[Any, ...]]:
     """Lignes d'une requête, gardées un instant : cent visiteurs ne posent pas cent fois la même."""
     try:
         return fetch(database(), asked)
-    except PipelineError:
+    except Unreachable:
         database.clear()  # PostgreSQL a pu redémarrer : une connexion neuve, une seule fois
         return fetch(database(), asked)
 
 
 @st.cache_data(show_spinner=False)
-def sheets() -> dict[str, Sheet]:
+def sheets() -> dict[str, WorkbookSheet]:
     """Les feuilles du classeur."""
     return read_sheets(WORKBOOK)
 
@@ -89,7 +90,7 @@ def choose_dashboard() -> Dashboard:
     return boards[name]
 
 
-def show_sheet(sheet: Sheet, selection: Selection) -> None:
+def show_sheet(sheet: WorkbookSheet, selection: Selection) -> None:
     """Une feuille : un chiffre, ou une figure."""
     found = rows(query(sheet, selection))
     if not sheet.shelves["rows"]:

@@ -23,7 +23,7 @@ class Label(NamedTuple):
     format: str
 
 
-class Sheet(NamedTuple):
+class WorkbookSheet(NamedTuple):
     """Une feuille lue dans le classeur.
 
     ``shelves`` donne les pilules de chaque étagère (rows, cols, color, text, tooltip) ;
@@ -64,7 +64,7 @@ class Query(NamedTuple):
     values: dict[str, object]
 
 
-def read_sheets(path: Path) -> dict[str, Sheet]:
+def read_sheets(path: Path) -> dict[str, WorkbookSheet]:
     """Feuilles du classeur ``path``, par nom."""
     root = ET.parse(path).getroot()  # noqa: S314 - le fichier est le nôtre
     columns = {column.attrib["name"].strip("[]"): column for column in root.findall("datasources/datasource/column")}
@@ -82,7 +82,7 @@ def read_sheets(path: Path) -> dict[str, Sheet]:
         fields = {pill: columns[pill.split(":")[-2]].attrib for pill in pills}
         labels = {pill: Label(field["caption"], field.get("default-format", "")) for pill, field in fields.items()}
         mark, sort = (next(iter(element.iter(tag)), None) for tag in ("mark", "computed-sort"))
-        sheets[element.attrib["name"]] = Sheet(
+        sheets[element.attrib["name"]] = WorkbookSheet(
             element.attrib["name"], "" if mark is None else mark.attrib["class"], shelves, labels, formulas, table,
             () if sort is None else (*PILL.findall(sort.attrib["using"]), sort.attrib["direction"]),
         )  # fmt: skip
@@ -90,15 +90,17 @@ def read_sheets(path: Path) -> dict[str, Sheet]:
 
 
 def _shelves(sheet: ET.Element) -> dict[str, list[str]]:
-    """Pilules de chaque étagère d'une feuille."""
+    """Pilules de chaque étagère d'une feuille ; l'infobulle ne sait dire que ce qui est sur une étagère."""
     texts = {shelf: sheet.findtext(f"table/{shelf}") or "" for shelf in ("rows", "cols")}
-    for shelf in ("color", "text"):
+    for shelf in ("color", "text", "tooltip"):
         texts[shelf] = " ".join(found.attrib["column"] for found in sheet.findall(f".//encodings/{shelf}"))
-    texts["tooltip"] = " ".join(run.text or "" for run in sheet.findall(".//customized-tooltip//run"))
-    return {shelf: PILL.findall(text) for shelf, text in texts.items()}
+    shelves = {shelf: PILL.findall(text) for shelf, text in texts.items()}
+    placed = {pill for pills in shelves.values() for pill in pills}
+    said = [pill for run in sheet.findall(".//customized-tooltip//run") for pill in PILL.findall(run.text or "")]
+    return shelves | {"tooltip": [pill for pill in said if pill in placed]}
 
 
-def query(sheet: Sheet, selection: Selection) -> Query:
+def query(sheet: WorkbookSheet, selection: Selection) -> Query:
     """La requête des marques d'une feuille : une colonne par pilule, dans l'ordre de ``sheet.labels``."""
     selected = ", ".join(f'{_expression(pill, sheet)} AS "{pill}"' for pill in sheet.labels)
     where, values = conditions(selection)
@@ -127,7 +129,7 @@ def conditions(selection: Selection) -> tuple[str, dict[str, object]]:
     return (" WHERE " + " AND ".join(tests) if tests else ""), values
 
 
-def _expression(pill: str, sheet: Sheet) -> str:
+def _expression(pill: str, sheet: WorkbookSheet) -> str:
     """Expression SQL d'une pilule ; ValueError si elle est d'une sorte que les tableaux n'emploient pas."""
     *prefixes, name, _ = pill.split(":")
     match prefixes:

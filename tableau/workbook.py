@@ -183,6 +183,7 @@ def fill_datasource(source: ET.Element, server: Server, extract: bool = False) -
         add(hyper, "relation", EXTRACT_RELATION)
         all_metadata(hyper, "Extract")
     add(source, "layout", {"dim-ordering": "alphabetic", "measure-ordering": "alphabetic", "show-structure": "true"})
+    add(source, "date-options", {"start-of-week": "monday"})
     objects = add(add(source, "object-graph"), "objects")
     view = add(objects, "object", {"caption": VIEW, "id": OBJECT})
     relation(add(view, "properties", {"context": ""}))
@@ -270,10 +271,13 @@ def pane(parent: ET.Element, sheet: Sheet) -> None:
     element = add(parent, "pane", {"selection-relaxation-option": "selection-relaxation-allow"})
     add(add(element, "view"), "breakdown", {"value": "auto"})
     add(element, "mark", {"class": sheet.mark})
-    encodings = {"color": sheet.color, "text": sheet.text}
-    if any(encodings.values()):
+    placed = (sheet.rows, sheet.cols, sheet.color, sheet.text)
+    # Une infobulle ne dit que ce qui est sur une étagère : le reste va sur la sienne.
+    said = [part for part in dict.fromkeys(sheet.tooltip) if is_pill(part) and part not in placed]
+    encodings = [("color", sheet.color), ("text", sheet.text), *(("tooltip", pill) for pill in said)]
+    if any(pill for _, pill in encodings):
         shelf = add(element, "encodings")
-        for tag, pill in encodings.items():
+        for tag, pill in encodings:
             if pill:
                 add(shelf, tag, {"column": qualified(pill)})
     if sheet.tooltip:

@@ -216,7 +216,7 @@ class Lab(Scripts):
         for name in ("ventes", "lots_export"):
             self.mongo.drop_collection(name)
         tables = "ventes, ventes_chargements, ventes_rejets, ventes_par_heure, ventes_par_jour"
-        self.sql(f"DROP TABLE IF EXISTS {tables} CASCADE")
+        self.sql(f"DROP TABLE IF EXISTS {tables} CASCADE; DROP FUNCTION IF EXISTS ventes_compter, ventes_oublier")
 
     def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:
         """producer.py au plus vite."""

@@ -25,13 +25,14 @@ GATES = {
     ".//column[@datatype='table']": "ObjectModelTableType",
     ".//extract[@object-id]": "ObjectModelExtractV2",
 }
+ALWAYS = {"MarkAnimation", "SchemaViewerObjectModel"}
 Findings = Iterator[str]
 
 
 def check(root: ET.Element) -> list[str]:
     """Fautes du classeur, une phrase chacune."""
     rules: list[Callable[[ET.Element], Findings]] = [
-        manifest, connections, fields, sheets, filters, dashboards, windows, identifiers,
+        manifest, connections, fields, extracts, sheets, filters, dashboards, windows, identifiers,
     ]  # fmt: skip
     return [finding for rule in rules for finding in rule(root)]
 
@@ -39,9 +40,8 @@ def check(root: ET.Element) -> list[str]:
 def manifest(root: ET.Element) -> Findings:
     """Chaque addition au format de base est annoncée."""
     listed = {element.tag for element in root.findall("document-format-change-manifest/*")}
-    for path, feature in GATES.items():
-        if root.find(path) is not None and feature not in listed:
-            yield f"manifeste : {feature} manque"
+    needed = {feature for path, feature in GATES.items() if root.find(path) is not None} | ALWAYS
+    yield from (f"manifeste : {feature} manque" for feature in sorted(needed - listed))
 
 
 def connections(root: ET.Element) -> Findings:
@@ -88,6 +88,29 @@ def fields(root: ET.Element) -> Findings:
             yield f"{name} : type {column.get('datatype')}, décrit comme {described.get(name)}"
 
 
+def extracts(root: ET.Element) -> Findings:
+    """Un extrait décrit les colonnes de la source, et l'objet dit où les lire."""
+    (source,) = root.findall("datasources/datasource")
+    live = [record.findtext("local-name") for record in source.findall("connection//metadata-record")]
+    for extract in source.findall("extract"):
+        (connection,) = extract
+        (relation,) = connection.findall("relation")
+        table = f"[{connection.get('schema')}].[{connection.get('tablename')}]"
+        if relation.get("table") != table or source.findall("object-graph//relation")[-1].attrib != relation.attrib:
+            yield "extrait : pas la table que l'objet lit"
+        if connection.get("class") != "hyper" or not (connection.get("dbname") or "").endswith(".hyper"):
+            yield "extrait : pas un fichier .hyper"
+        records = connection.findall("metadata-records/metadata-record")
+        if [record.findtext("local-name") for record in records] != live:
+            yield "extrait : pas les colonnes de la source"
+        objects = {f"[{element.get('id')}]" for element in source.iter("object")}
+        for record in records:
+            if record.findtext("parent-name") != f"[{relation.get('name')}]":
+                yield f"extrait : {record.findtext('local-name')} vient d'une autre table"
+            if record.findtext("object-id") not in objects:
+                yield f"extrait : {record.findtext('local-name')} a un objet inconnu"
+
+
 def declared(element: ET.Element, root: ET.Element) -> tuple[set[str], list[str]]:
     """Pilules déclarées par une feuille ou un tableau de bord, et les fautes de ces déclarations."""
     known = {column.get("name"): column for column in root.findall("datasources/datasource/column")}
@@ -130,6 +153,11 @@ def sheets(root: ET.Element) -> Findings:
         for tag, pill in references(sheet):
             if pill not in pills:
                 yield f"{sheet.get('name')} : {tag} renvoie à {pill}, non déclaré"
+        shelves = [child for child in sheet.iter() if child.tag in ("rows", "cols")] + sheet.findall(".//encodings/*")
+        placed = {pill for shelf in shelves for _, pill in references(shelf)}
+        for run in sheet.findall(".//customized-tooltip//run"):
+            if any(pill not in placed for _, pill in references(run)):
+                yield f"{sheet.get('name')} : l'infobulle nomme un champ qui n'est sur aucune étagère"
         text = ET.tostring(sheet, encoding="unicode")
         if {name for name, _ in REFERENCE.findall(text)} != {source.get("name")}:
             yield f"{sheet.get('name')} : renvoi à une source inconnue"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from commun import settings
-from commun.cli import Parser, Stop, french_number, positive, run
+from commun.cli import Parser, Stop, french_number, port, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config
 from commun.settings import setting
@@ -52,6 +52,26 @@ def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) 
     assert settings.postgres_dsn()["password"] == "secret"
     monkeypatch.setenv("PGSERVICE", "prod")
     assert settings.postgres_dsn() == {}
+
+
+def test_the_reader_s_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pour le rôle tableau non plus : son mot de passe local reste ici."""
+    assert settings.postgres_dsn(reader=True)["user"] == "tableau"
+    assert settings.postgres_dsn(reader=True)["password"] == setting("TABLEAU_PASSWORD")
+    monkeypatch.setenv("PGHOST", "ailleurs.example")
+    assert "password" not in settings.postgres_dsn(reader=True)
+    monkeypatch.setenv("TABLEAU_PASSWORD", "secret")
+    assert settings.postgres_dsn(reader=True)["password"] == "secret"
+    monkeypatch.setenv("PGSERVICE", "prod")
+    assert settings.postgres_dsn(reader=True) == {"user": "tableau"}
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "abc", ""])
+def test_a_port_is_a_port(text: str) -> None:
+    """Un port va de 1 à 65535."""
+    assert port("8501") == 8501
+    with pytest.raises(argparse.ArgumentTypeError, match="entre 1 et 65535"):
+        port(text)
 
 
 def test_mongo_uri_escapes_the_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,103 @@
+-- Sommes par heure et par jour, que PostgreSQL tient à jour à chaque écriture de ventes. pg.py
+-- applique ce fichier si la table ventes n'a pas ses déclencheurs. Dix millions de ventes
+-- tiennent en quelques centaines de milliers de sommes : c'est elles que les vues lisent. Une
+-- somme retombée à zéro vente reste, et les vues l'ignorent.
+
+-- La table ventes a été effacée puis refaite : les sommes de l'ancienne s'en vont.
+DO $$
+BEGIN
+    IF to_regproc('ventes_compter') IS NOT NULL THEN
+        DROP TABLE IF EXISTS ventes_par_heure, ventes_par_jour CASCADE;
+        DROP FUNCTION ventes_compter, ventes_oublier CASCADE;
+    END IF;
+END
+$$;
+
+CREATE TABLE ventes_par_heure (
+    jour             date,
+    heure            smallint,
+    region           text,
+    produit          text,
+    nombre_ventes    bigint         NOT NULL,
+    chiffre_affaires numeric(18, 2) NOT NULL,
+    PRIMARY KEY (jour, heure, region, produit)
+);
+CREATE TABLE ventes_par_jour (
+    jour             date,
+    region           text,
+    produit          text,
+    nombre_ventes    bigint         NOT NULL,
+    chiffre_affaires numeric(18, 2) NOT NULL,
+    PRIMARY KEY (jour, region, produit)
+);
+
+-- Ajoute aux sommes les lignes écrites et en retire les lignes remplacées ou effacées, dans
+-- la transaction même de l'écriture : elles ne peuvent pas s'écarter de la table ventes. Un
+-- chargement à la fois s'en occupe, jusqu'à sa validation : aucun verrou mortel entre deux.
+CREATE FUNCTION ventes_compter() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    ajouts   text := 'SELECT 1 AS signe, * FROM nouvelles';
+    retraits text := 'SELECT -1 AS signe, * FROM anciennes';
+BEGIN
+    PERFORM pg_advisory_xact_lock(TG_RELID::bigint);
+    EXECUTE format(
+        'WITH ecarts AS (
+             SELECT
+                 date_vente::date AS jour, extract(hour FROM date_vente)::smallint AS heure, region, produit,
+                 sum(signe) AS nombre, sum(signe * montant) AS montant
+             FROM (%1$s) AS lignes
+             GROUP BY 1, 2, 3, 4
+         ),
+         par_heure AS (
+             INSERT INTO %2$I.ventes_par_heure AS h
+             SELECT * FROM ecarts
+             ON CONFLICT (jour, heure, region, produit) DO UPDATE
+                 SET nombre_ventes = h.nombre_ventes + excluded.nombre_ventes,
+                     chiffre_affaires = h.chiffre_affaires + excluded.chiffre_affaires
+         )
+         INSERT INTO %2$I.ventes_par_jour AS j
+         SELECT jour, region, produit, sum(nombre), sum(montant)
+         FROM ecarts
+         GROUP BY jour, region, produit
+         ON CONFLICT (jour, region, produit) DO UPDATE
+             SET nombre_ventes = j.nombre_ventes + excluded.nombre_ventes,
+                 chiffre_affaires = j.chiffre_affaires + excluded.chiffre_affaires',
+        CASE TG_OP
+            WHEN 'INSERT' THEN ajouts
+            WHEN 'DELETE' THEN retraits
+            ELSE ajouts || ' UNION ALL ' || retraits
+        END,
+        TG_TABLE_SCHEMA
+    );
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION ventes_oublier() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('TRUNCATE %1$I.ventes_par_heure, %1$I.ventes_par_jour', TG_TABLE_SCHEMA);
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER ventes_ajoutees AFTER INSERT ON ventes
+    REFERENCING NEW TABLE AS nouvelles
+    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+CREATE TRIGGER ventes_modifiees AFTER UPDATE ON ventes
+    REFERENCING NEW TABLE AS nouvelles OLD TABLE AS anciennes
+    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+CREATE TRIGGER ventes_effacees AFTER DELETE ON ventes
+    REFERENCING OLD TABLE AS anciennes
+    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+CREATE TRIGGER ventes_videes AFTER TRUNCATE ON ventes
+    FOR EACH STATEMENT EXECUTE FUNCTION ventes_oublier();
+
+-- Les ventes déjà là. CREATE TRIGGER vient de verrouiller ventes : aucune ne passe entre les deux.
+INSERT INTO ventes_par_heure
+SELECT date_vente::date, extract(hour FROM date_vente), region, produit, count(*), sum(montant)
+FROM ventes
+GROUP BY 1, 2, 3, 4;
+INSERT INTO ventes_par_jour
+SELECT jour, region, produit, sum(nombre_ventes), sum(chiffre_affaires)
+FROM ventes_par_heure
+GROUP BY jour, region, produit;
