@@ -72,8 +72,8 @@ SELECT
     nombre_ventes, chiffre_affaires, chiffre_affaires_comparable, chiffre_affaires_precedent, chiffre_affaires_7_jours
 FROM lignes;
 
--- Le total d'une période et de celle d'avant, qui vaut 0 si rien ne s'y est vendu, et NULL
--- avant la première vente.
+-- Le total d'une période et de celle d'avant : 0 si rien ne s'y est vendu, NULL pour la
+-- toute première.
 CREATE OR REPLACE VIEW ventes_par_periode AS
 SELECT
     grain, debut, nombre_ventes, chiffre_affaires,

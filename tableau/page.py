@@ -123,14 +123,13 @@ def body() -> None:
             st.info(NO_SALES)
             return
         board = choose_dashboard()
-        with st.container():
-            places = st.columns(3)
-            with places[0]:
-                period = choose_period(first, last)
-            with places[1]:
-                chosen_regions = choose("Région", "region", regions)
-            with places[2]:
-                chosen_products = choose("Produit", "produit", products)
+        places = st.columns(3)
+        with places[0]:
+            period = choose_period(first, last)
+        with places[1]:
+            chosen_regions = choose("Région", "region", regions)
+        with places[2]:
+            chosen_products = choose("Produit", "produit", products)
         show_board(board, Selection(period, chosen_regions, chosen_products))
         st.caption(f"Actualisé à {datetime.now().astimezone():%H:%M:%S}, puis toutes les {REFRESH_SECONDS} secondes.")
     except PipelineError as error:

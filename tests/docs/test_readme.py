@@ -170,7 +170,7 @@ def test_every_link_leads_somewhere() -> None:
 def test_sample_output_has_the_real_shape() -> None:
     """L'extrait de make demo a les étapes que reconcile.py affiche."""
     sample = next(block for block in blocks(FRENCH, "text") if block.startswith("étape"))
-    steps = [line.split(maxsplit=1) for line in sample.splitlines()[1:8]]
+    steps = [(line[:12].strip(), line[12:]) for line in sample.splitlines()[1:8]]
     assert [name for name, _ in steps] == ["produites", "Kafka", "MongoDB", "CSV", "PostgreSQL", "par jour", "tableaux"]
     assert len({figures for _, figures in steps}) == 1
 

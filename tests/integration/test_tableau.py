@@ -193,16 +193,27 @@ def test_a_taken_name_does_not_stop_the_loads(lab: Lab) -> None:
     assert kept(lab) == ([], [])
 
 
+OLD_VIEW = """
+    CREATE OR REPLACE VIEW ventes_par_region AS
+    SELECT region, sum(nombre_ventes) AS nombre_ventes, sum(chiffre_affaires) AS chiffre_affaires,
+        0::numeric AS panier_moyen, 0::numeric AS part, 1::bigint AS rang
+    FROM ventes_par_jour GROUP BY region
+"""
+
+
 def test_changed_views_and_lost_rights_are_set_again(lab: Lab, sales: list[Vente]) -> None:
-    """Un autre views.sql, une vue effacée ou un droit retiré : pg.py remet tout, sans toucher aux sommes."""
+    """Un views.sql d'avant, un droit retiré, puis une vue effacée : pg.py remet tout, sans toucher aux sommes."""
     before = kept(lab)
-    lab.sql("DROP VIEW ventes_analyse")
-    lab.sql("REVOKE SELECT ON ventes_palmares FROM tableau")
+    account = {"user": "tableau", "password": setting("TABLEAU_PASSWORD")}
+    lab.sql(OLD_VIEW)
     lab.sql("COMMENT ON FUNCTION ventes_compter IS 'version d''avant'")
+    lab.sql("REVOKE SELECT ON ventes_palmares FROM tableau")
+    lab.run("pg")
+    assert lab.sql("SELECT max(rang) FROM ventes_par_region") == [(10,)]
+    assert lab.sql("SELECT count(*) > 0 FROM ventes_palmares", **account) == [(True,)]
+    lab.sql("DROP VIEW ventes_analyse")
     lab.run("pg")
     assert run_sheet(SHEET_BY_NAME["Nombre de ventes"], Selection()) == [(COUNT,)]
-    account = {"user": "tableau", "password": setting("TABLEAU_PASSWORD")}
-    assert lab.sql("SELECT count(*) > 0 FROM ventes_palmares", **account) == [(True,)]
     assert kept(lab) == before
 
 
@@ -243,12 +254,14 @@ def test_ready_made_views(lab: Lab, sales: list[Vente]) -> None:
         for place, name in enumerate(ranked, 1)
     ]  # fmt: skip
     assert lab.sql("SELECT sum(nombre_ventes), min(rang), max(rang) FROM ventes_par_produit") == [(COUNT, 1, 10)]
-    best = lab.sql("SELECT produit FROM ventes_palmares WHERE region = 'Suisse' AND rang_region = 1")
     in_switzerland: dict[str, Decimal] = defaultdict(Decimal)
     for vente in sales:
         if vente.region == "Suisse":
             in_switzerland[vente.produit] += vente.montant
-    assert best == [(max(in_switzerland, key=lambda name: in_switzerland[name]),)]
+    best = max(in_switzerland, key=lambda name: in_switzerland[name])
+    share = round(in_switzerland[best] / sum(in_switzerland.values()), 4)
+    palmares = "SELECT produit, part_region FROM ventes_palmares WHERE region = 'Suisse' AND rang_region = 1"
+    assert lab.sql(palmares) == [(best, share)]
 
 
 RELATIONS = (
