@@ -45,8 +45,8 @@ FILL = """
 """
 # La même question, sans les vues : une colonne par pilule, dans le même ordre.
 DIRECT = {
-    "Chiffre d'affaires": "SELECT sum(montant) FROM ventes",
-    "Panier moyen": "SELECT sum(montant) / count(*) FROM ventes",
+    "Chiffre d'affaires": "SELECT sum(montant) FROM ventes{where}",
+    "Panier moyen": "SELECT sum(montant) / count(*) FROM ventes{where}",
     "Chiffre d'affaires par jour": "SELECT sum(montant), date_vente::date FROM ventes{where} GROUP BY 2 ORDER BY 2",
     "Chiffre d'affaires par région": (
         "SELECT region, sum(montant), count(*), sum(montant) / count(*) FROM ventes{where} GROUP BY 1 ORDER BY 2 DESC"
@@ -100,8 +100,7 @@ def measure(connection: Connection, plans: bool) -> bool:
             line = f"{name:<36}{french_number(mine):>12}"
             if name in DIRECT:
                 where = " WHERE date_vente >= %(debut)s AND date_vente < %(fin)s::date + 1" if selection.period else ""
-                sql = DIRECT[name].format(where=where) + ("" if "{where}" in DIRECT[name] else where)
-                theirs, wanted = timed(connection, Query(sql, asked.values))
+                theirs, wanted = timed(connection, Query(DIRECT[name].format(where=where), asked.values))
                 line += f"{french_number(theirs):>12}{french_number(theirs / mine):>8}"
                 if sorted(rounded(rows)) != sorted(rounded(wanted)):
                     line += "   DIFFÉRENTES"

@@ -1,5 +1,7 @@
 """L'erreur que le programme sait expliquer."""
 
+START_HINT = "démarrez les services avec « make services » ou « docker-compose up -d »"
+
 
 class PipelineError(Exception):
     """Une panne prévisible, dite en une phrase : ce qui manque, puis quoi faire.

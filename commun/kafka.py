@@ -10,12 +10,11 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from commun.errors import PipelineError
+from commun.errors import START_HINT, PipelineError
 from commun.settings import bootstrap_servers
 
 log = logging.getLogger("pipeline")
 
-START_HINT = "démarrez les services avec « make services » ou « docker-compose up -d »"
 # Variables KAFKA_… d'autres outils (scripts de Kafka, images, Kubernetes) : elles ne règlent pas le client.
 _FOREIGN = ("HOME", "OPTS", "HEAP_OPTS", "LOG4J_OPTS", "JVM_PERFORMANCE_OPTS", "JMX_OPTS", "GC_LOG_OPTS", "VERSION")
 _KUBERNETES = ("PORT", "SERVICE_")

@@ -51,20 +51,21 @@ def mongo_uri() -> str:
     return f"mongodb://{user}:{password}@localhost:{setting('PORT_MONGO')}/{database}?authSource={database}"
 
 
-def postgres_dsn(*, reader: bool = False) -> dict[str, Any]:
+def postgres_dsn(*, reader: bool = False, host: str | None = None) -> dict[str, Any]:
     """Paramètres de connexion pour psycopg2 : les variables ``PG*`` de libpq, complétées par .env.
 
-    ``reader`` : avec le rôle tableau et ``TABLEAU_PASSWORD``, au lieu du propriétaire de la base.
+    ``reader`` : avec le rôle tableau et ``TABLEAU_PASSWORD``, au lieu du propriétaire de la base ;
+    ``host`` : ce serveur-là, au lieu de ``PGHOST``.
 
     libpq lit lui-même les autres variables (``PGSSLMODE``, ``PGSERVICE``, ``PGPASSFILE``…). Si
-    ``PGSERVICE`` est posée, c'est lui qui décide de tout et .env n'ajoute rien. Dès que ``PGHOST``
-    désigne un autre serveur, le mot de passe de .env ne lui est pas envoyé.
+    ``PGSERVICE`` est posée, c'est lui qui décide de tout et .env n'ajoute rien. Dès que le
+    serveur n'est pas celui de .env, le mot de passe de .env ne lui est pas envoyé.
     """
     names = LIBPQ | ({"password": "TABLEAU_PASSWORD"} if reader else {})
-    foreign = os.environ.get("PGHOST", setting("PGHOST")) != defaults().get("PGHOST")
+    foreign = (host or os.environ.get("PGHOST", setting("PGHOST"))) != defaults().get("PGHOST")
     found = {
         key: setting(name)
         for key, name in ({} if "PGSERVICE" in os.environ else names).items()
         if not (foreign and key == "password" and name not in os.environ)
     }
-    return found | ({"user": "tableau"} if reader else {})
+    return found | ({"user": "tableau"} if reader else {}) | ({"host": host} if host else {})

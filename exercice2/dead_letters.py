@@ -24,8 +24,8 @@ from confluent_kafka import KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Parser, Stop, run
-from commun.errors import PipelineError
-from commun.kafka import START_HINT, Config, admin_config, client_config
+from commun.errors import START_HINT, PipelineError
+from commun.kafka import Config, admin_config, client_config
 from commun.transaction import Stopped, commit, open_producer, read_topic
 from exercice2.producer_resilient import GUARANTEED, PRODUCER_CONFIG, TOPIC
 from exercice2.transactions import InvalidTransaction, parse, to_json

@@ -27,7 +27,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from commun.cli import Parser, Stop, positive, run
-from commun.errors import PipelineError
+from commun.errors import START_HINT, PipelineError
 from commun.settings import postgres_dsn
 from exercice3.rows import BadFile, Rows
 
@@ -95,10 +95,11 @@ def apply_views(cursor: Cursor) -> None:
     cursor.execute(HAS_SUMS)
     if cursor.fetchone() is None:
         cursor.execute(sql("sums"))
-    version = hashlib.sha256(sql("views").encode()).hexdigest()[:12]
+    views = sql("views")
+    version = hashlib.sha256(views.encode()).hexdigest()[:12]
     cursor.execute(VIEWS_VERSION)
     if cursor.fetchone() != (version,):
-        cursor.execute(sql("views"))
+        cursor.execute(views)
         cursor.execute("COMMENT ON FUNCTION ventes_compter IS %s", (version,))
 
 
@@ -214,7 +215,7 @@ def open_postgres() -> Connection:
     except psycopg2.OperationalError as error:
         raise PipelineError(
             f"PostgreSQL ne répond pas ou refuse la connexion ({str(error).strip().splitlines()[0]}) : "
-            "démarrez les services avec « make services » ou « docker-compose up -d », ou vérifiez les variables PG…."
+            f"{START_HINT}, ou vérifiez les variables PG…."
         ) from error
     apply_schema(connection)
     return connection

@@ -31,8 +31,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pymongo.errors import PyMongoError
 
 from commun.cli import Parser, french_number, positive, run
-from commun.errors import PipelineError
-from commun.kafka import START_HINT, client_config, connect
+from commun.errors import START_HINT, PipelineError
+from commun.kafka import client_config, connect
 from commun.settings import postgres_dsn
 from exercice3.collection import DATABASE, open_client
 from exercice3.ventes import InvalidVente, generate, parse, run_of

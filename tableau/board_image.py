@@ -15,7 +15,7 @@ import vl_convert
 from PIL import Image
 from psycopg2.extensions import connection as Connection
 
-from tableau.charts import BLUE, GREY, chart, text_of
+from tableau.charts import BLUE, GREY, alphabetical, chart, text_of
 from tableau.database import fetch
 from tableau.sheet_sql import Selection, WorkbookSheet, query
 from tableau.workbook import FULL
@@ -63,6 +63,11 @@ def draw_filter(caption: str, box: Box) -> str:
     place = f'x="{box.x + 8:.0f}" y="{box.y + 24:.0f}" width="{box.width - 24:.0f}" height="28"'
     frame = f'<rect {place} fill="none" stroke="#c8ced3"/>'
     return text(box.x + 8, box.y + 16, caption, 12, fill=GREY) + frame + text(box.x + 16, box.y + 43, "(Tout)", 12)
+
+
+def slug(name: str) -> str:
+    """Nom de fichier d'un tableau de bord : minuscules sans accent, tirets."""
+    return re.sub(r"[^a-z]+", "-", alphabetical(name))
 
 
 def draw_dashboard(dashboard: ET.Element, sheets: dict[str, WorkbookSheet], connection: Connection) -> Image.Image:

@@ -53,7 +53,7 @@ def text_of(pill: str, value: Any, sheet: WorkbookSheet) -> str:
 
 
 def alphabetical(name: str) -> str:
-    """Clé de tri d'un nom : Île-de-France vient après Espagne, pas après Suisse."""
+    """Un nom en minuscules sans accent, pour trier : Île-de-France vient après Espagne, pas après Suisse."""
     plain = unicodedata.normalize("NFKD", name.casefold().replace("œ", "oe").replace("æ", "ae"))
     return plain.encode("ascii", "ignore").decode()
 

@@ -5,7 +5,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from commun.errors import PipelineError
+from commun.errors import START_HINT, PipelineError
 from commun.settings import postgres_dsn
 from tableau.sheet_sql import Query
 
@@ -23,17 +23,17 @@ class Unreachable(PipelineError):
 
     def __init__(self) -> None:
         super().__init__(
-            "PostgreSQL ne répond pas ou refuse le rôle tableau : démarrez les services avec « make services » ou "
-            "« docker-compose up -d », ou vérifiez PGHOST, PGPORT et TABLEAU_PASSWORD."
+            f"PostgreSQL ne répond pas ou refuse le rôle tableau : {START_HINT}, "
+            "ou vérifiez PGHOST, PGPORT et TABLEAU_PASSWORD."
         )
 
 
-def connect(**address: Any) -> Connection:
+def connect(host: str | None = None, **address: Any) -> Connection:
     """Connexion en lecture seule, une transaction par requête ; Unreachable si elle est impossible.
 
-    ``address`` (host, port, dbname, user) l'emporte sur les variables ``PG*``.
+    ``host`` et ``address`` (port, dbname, user) l'emportent sur les variables ``PG*``.
     """
-    dsn = postgres_dsn(reader=True) | address
+    dsn = postgres_dsn(reader=True, host=host) | address
     timeout = f"-c statement_timeout={TIMEOUT_SECONDS}s"
     try:
         connection: Connection = psycopg2.connect(**dsn, connect_timeout=5, application_name="tableau", options=timeout)

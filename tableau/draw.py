@@ -10,8 +10,6 @@ chiffres, eux, sont ceux de la base.
 
 import argparse
 import logging
-import re
-import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,12 +26,6 @@ FOLDER = Path(__file__).parent
 WORKBOOK = FOLDER / "ventes.twb"
 
 
-def slug(name: str) -> str:
-    """Nom de fichier d'un tableau de bord : minuscules sans accent, tirets."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z]+", "-", plain)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
@@ -45,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     try:
-        from tableau.board_image import draw_dashboard  # noqa: PLC0415 - paquets facultatifs
+        from tableau.board_image import draw_dashboard, slug  # noqa: PLC0415 - paquets facultatifs
     except ImportError as error:
         raise PipelineError(
             f"Le paquet {error.name} manque : « pip install -r requirements.txt », dans le dossier tableau."

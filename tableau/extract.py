@@ -39,8 +39,7 @@ def build_packaged_workbook(path: Path, server: Server) -> int:
     """Écrit ``path`` avec ce que la vue contient à présent ; renvoie le nombre de lignes de l'extrait."""
     columns = [field for field in FIELDS if field.sql_type]
     names = ", ".join(field.name for field in columns)
-    address = {"host": server.host, "port": server.port, "dbname": server.database, "user": server.user}
-    with closing(connect(**address)) as connection:
+    with closing(connect(server.host, port=server.port, dbname=server.database, user=server.user)) as connection:
         rows = fetch(connection, Query(f"SELECT {names} FROM {VIEW}", {}))  # noqa: S608 - nos propres noms
     definition = TableDefinition(
         TABLE, [TableDefinition.Column(field.name, TYPES[field.sql_type], Nullability.NULLABLE) for field in columns]

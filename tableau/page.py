@@ -54,7 +54,7 @@ def rows(asked: Query) -> list[tuple[Any, ...]]:
         return fetch(database(), asked)
 
 
-@st.cache_data(show_spinner=False)
+@st.cache_resource
 def sheets() -> dict[str, WorkbookSheet]:
     """Les feuilles du classeur."""
     return read_sheets(WORKBOOK)

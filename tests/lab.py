@@ -263,10 +263,9 @@ class Lab(Scripts):
                 found.update(row["id"] for row in csv.DictReader(file))
         return found
 
-    def sql(self, query: str, *parameters: object, user: str | None = None, password: str | None = None) -> Rows:
-        """Exécute une requête et renvoie ses lignes."""
-        account = postgres_dsn() | ({"user": user, "password": password} if user else {})
-        connection = psycopg2.connect(**account, connect_timeout=20)
+    def sql(self, query: str, *parameters: object, reader: bool = False) -> Rows:
+        """Exécute une requête et renvoie ses lignes ; ``reader`` : avec le rôle tableau."""
+        connection = psycopg2.connect(**postgres_dsn(reader=reader), connect_timeout=20)
         try:
             with connection, connection.cursor() as cursor:
                 cursor.execute(query, parameters or None)

@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo.errors import WriteError
 
-from commun.settings import ROOT, bootstrap_servers, setting
+from commun.settings import ROOT, bootstrap_servers, postgres_dsn
 from tests.lab import Lab, as_json, expected, ids, wait_until
 
 SCRIPTS = ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")
@@ -321,13 +321,7 @@ def test_views_grants_and_connections_survive_loads(lab: Lab) -> None:
     """La table n'est jamais remplacée : une vue et une connexion ouverte de Tableau voient la suite."""
     lab.run("pg")
     lab.sql("CREATE VIEW ma_vue AS SELECT region, sum(montant) FROM ventes GROUP BY region")
-    tableau = psycopg2.connect(
-        host="localhost",
-        port=setting("PGPORT"),
-        dbname="ventes_db",
-        user="tableau",
-        password=setting("TABLEAU_PASSWORD"),
-    )
+    tableau = psycopg2.connect(**postgres_dsn(reader=True))
     try:
         with tableau.cursor() as cursor:
             cursor.execute("SELECT 'ventes'::regclass::oid, count(*) FROM ventes")
@@ -354,10 +348,9 @@ def test_views_grants_and_connections_survive_loads(lab: Lab) -> None:
 def test_tableau_can_only_read(lab: Lab, statement: str) -> None:
     """Le rôle tableau lit ventes et ne peut rien d'autre, même hors de sa transaction en lecture seule."""
     lab.run("pg")
-    account = {"user": "tableau", "password": setting("TABLEAU_PASSWORD")}
-    assert lab.sql("SELECT count(*) FROM ventes", **account) == [(0,)]
+    assert lab.sql("SELECT count(*) FROM ventes", reader=True) == [(0,)]
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-        lab.sql(f"SET TRANSACTION READ WRITE; {statement}", **account)
+        lab.sql(f"SET TRANSACTION READ WRITE; {statement}", reader=True)
 
 
 def test_reconcile_names_the_faulty_step(lab: Lab) -> None:

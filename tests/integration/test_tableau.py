@@ -24,7 +24,7 @@ import psycopg2
 import pytest
 import streamlit
 from PIL import Image
-from playwright.sync_api import Error, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from psycopg2.extras import execute_values
 from streamlit.testing.v1 import AppTest
 
@@ -204,13 +204,12 @@ OLD_VIEW = """
 def test_changed_views_and_lost_rights_are_set_again(lab: Lab, sales: list[Vente]) -> None:
     """Un views.sql d'avant, un droit retiré, puis une vue effacée : pg.py remet tout, sans toucher aux sommes."""
     before = kept(lab)
-    account = {"user": "tableau", "password": setting("TABLEAU_PASSWORD")}
     lab.sql(OLD_VIEW)
     lab.sql("COMMENT ON FUNCTION ventes_compter IS 'version d''avant'")
     lab.sql("REVOKE SELECT ON ventes_palmares FROM tableau")
     lab.run("pg")
     assert lab.sql("SELECT max(rang) FROM ventes_par_region") == [(10,)]
-    assert lab.sql("SELECT count(*) > 0 FROM ventes_palmares", **account) == [(True,)]
+    assert lab.sql("SELECT count(*) > 0 FROM ventes_palmares", reader=True) == [(True,)]
     lab.sql("DROP VIEW ventes_analyse")
     lab.run("pg")
     assert run_sheet(SHEET_BY_NAME["Nombre de ventes"], Selection()) == [(COUNT,)]
@@ -272,14 +271,13 @@ RELATIONS = (
 
 def test_tableau_reads_the_views_and_nothing_more(lab: Lab, sales: list[Vente]) -> None:
     """Le rôle tableau lit chaque vue ; il n'écrit pas dans les sommes."""
-    account = {"user": "tableau", "password": setting("TABLEAU_PASSWORD")}
     for relation in RELATIONS:
-        assert lab.sql(f"SELECT count(*) > 0 FROM {relation}", **account) == [(True,)]
+        assert lab.sql(f"SELECT count(*) > 0 FROM {relation}", reader=True) == [(True,)]
         assert lab.sql("SELECT obj_description(%s::regclass) IS NOT NULL", relation) == [(True,)]
         assert lab.sql("SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 "
                        "AND col_description(attrelid, attnum) IS NULL", relation) == []  # fmt: skip
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-        lab.sql("SET TRANSACTION READ WRITE; UPDATE ventes_par_jour SET nombre_ventes = 0", **account)
+        lab.sql("SET TRANSACTION READ WRITE; UPDATE ventes_par_jour SET nombre_ventes = 0", reader=True)
 
 
 # --- Le classeur
@@ -543,8 +541,7 @@ def test_a_restarted_server_is_found_again(lab: Lab, sales: list[Vente]) -> None
     assert figures(page())
     lab.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'tableau' AND pid <> pg_backend_pid()",
-        user="tableau",
-        password=setting("TABLEAU_PASSWORD"),
+        reader=True,
     )
     streamlit.cache_data.clear()
     assert figures(page())["Nombre de ventes"] == number(COUNT, "")
@@ -568,9 +565,10 @@ def test_reading_says_what_is_wrong(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
 def preview(lab: Lab) -> Iterator[tuple[Running, str]]:
     """apercu.py en marche, et son adresse."""
     port = str(int(setting("PGPORT")) + 50)
+    address = f"http://localhost:{port}"
     running = Running([sys.executable, "apercu.py", "--port", port], lab.env, ROOT / "tableau")
-    running.wait_for("Aperçu")
-    yield running, f"http://localhost:{port}"
+    wait_until(lambda: _open(address), 60, lambda: running.text)
+    yield running, address
     running.stop()
 
 
@@ -581,7 +579,7 @@ def test_in_a_real_browser(lab: Lab, sales: list[Vente], preview: tuple[Running,
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         screen = browser.new_page(viewport={"width": 390, "height": 844})
-        wait_until(lambda: _answers(screen, address), 60)
+        screen.goto(address)
         expect(screen.get_by_text(number(COUNT, ""), exact=True)).to_be_visible(timeout=60_000)
         expect(screen.locator("canvas, .vega-embed svg").first).to_be_visible(timeout=60_000)
         width = screen.evaluate("document.documentElement.scrollWidth")
@@ -596,19 +594,9 @@ def test_in_a_real_browser(lab: Lab, sales: list[Vente], preview: tuple[Running,
     assert "Traceback" not in running.text
 
 
-def _answers(screen: Page, address: str) -> bool:
-
-    try:
-        screen.goto(address)
-    except Error:
-        return False
-    return True
-
-
 def test_a_taken_port_is_one_sentence(lab: Lab, preview: tuple[Running, str]) -> None:
     """Le port déjà pris : une phrase, code 1."""
     _, address = preview
-    wait_until(lambda: _open(address), 60)
     port = address.rpartition(":")[2]
     done = subprocess.run([sys.executable, "apercu.py", "--port", port], cwd=ROOT / "tableau", env=lab.env,
                           capture_output=True, text=True, check=False, timeout=60)  # fmt: skip

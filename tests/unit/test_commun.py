@@ -60,6 +60,9 @@ def test_the_reader_s_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPa
     assert settings.postgres_dsn(reader=True)["password"] == setting("TABLEAU_PASSWORD")
     monkeypatch.setenv("PGHOST", "ailleurs.example")
     assert "password" not in settings.postgres_dsn(reader=True)
+    monkeypatch.delenv("PGHOST")
+    elsewhere = settings.postgres_dsn(reader=True, host="ailleurs.example")  # build_workbook.py --server … --extract
+    assert (elsewhere["host"], "password" in elsewhere) == ("ailleurs.example", False)
     monkeypatch.setenv("TABLEAU_PASSWORD", "secret")
     assert settings.postgres_dsn(reader=True)["password"] == "secret"
     monkeypatch.setenv("PGSERVICE", "prod")
