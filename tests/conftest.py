@@ -17,13 +17,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 DATA = str(ROOT / ".data-tests" / f"pile{WORKER}")
-PORTS = {
+PORTS = {  # sous 32768 : au-delà, le système en prête un à n'importe quelle connexion sortante
     "PORT_KAFKA1": 19092,
     "PORT_KAFKA2": 19093,
     "PORT_KAFKA3": 19094,
     "PORT_CONNECT": 18083,
     "PORT_FLINK": 18081,
-    "PORT_MONGO": 37018,
+    "PORT_MONGO": 17018,
     "PGPORT": 15432,
 }
 
