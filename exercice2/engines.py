@@ -118,8 +118,7 @@ def run_flink(flink: Flink, names: Mapping[str, str], settings: Mapping[str, str
     ``names`` : les variables du job ; ``settings`` : des réglages de Flink en plus. Journaux : ceux de la pile.
     """
     jobmanager, taskmanager, _ = flink.services(install.classpath(install.jar_files("flink")))
-    if taken := health.taken_port(jobmanager) or health.taken_port(taskmanager):
-        raise PipelineError(taken)
+    health.refuse_taken_ports([jobmanager, taskmanager])
     flink.write_config(**settings)
     logs = flink.stack.logs
     try:

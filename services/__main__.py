@@ -97,9 +97,8 @@ def every_service(stack: Stack) -> list[Service]:
 
 def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
-    waiting = [s for s in every_service(stack) if s.name in names and not is_running(supervisor, s.name)()]
-    if problems := [problem for service in waiting if (problem := health.taken_port(service))]:
-        raise PipelineError("\n".join(problems))
+    wanted = [service for service in every_service(stack) if service.name in names]
+    health.refuse_taken_ports([service for service in wanted if not is_running(supervisor, service.name)()])
 
 
 def is_running(supervisor: Supervisor, name: str) -> health.Check:

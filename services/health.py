@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, T
 
 Check = Callable[[], bool]
 REPLICAS = 3
+DYING_SECONDS = 5
 
 
 def checks(stack: Stack) -> dict[str, Check]:
@@ -61,37 +62,53 @@ def read_topics(path: Path) -> list[NewTopic]:
     return topics
 
 
-def taken_port(service: Service) -> str | None:
-    """Phrase qui nomme qui occupe déjà un port de ``service``, ou None s'ils sont libres."""
-    inner = [service.port + CONTROLLER_OFFSET] if service.name in (*KAFKA_NODES, JOBMANAGER) else []
-    ports = [service.port, *inner]
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                role = (
-                    f"{service.name}"
-                    if port == service.port
-                    else f"{service.name} (port interne : port + {CONTROLLER_OFFSET})"
-                )
-                return (
-                    f"Le port {port} de {role} est pris par {_holder(port)} : arrêtez ce programme, ou choisissez "
-                    f"un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
-                )
-    return None
+def refuse_taken_ports(services: Sequence[Service]) -> None:
+    """Lève PipelineError si un port de ``services`` est pris : une phrase par port, qui nomme l'occupant.
+
+    Un processus tué rend ses ports un peu après avoir disparu : un occupant sans nom a DYING_SECONDS pour partir.
+    """
+    deadline = time.monotonic() + DYING_SECONDS
+    while taken := [(service, port, _holder(port)) for service in services for port in _ports(service) if _taken(port)]:
+        if all(holder for *_, holder in taken) or time.monotonic() > deadline:
+            raise PipelineError("\n".join(_taken_sentence(*port) for port in taken))
+        time.sleep(0.1)
 
 
-def _holder(port: int) -> str:
+def _ports(service: Service) -> list[int]:
+    inner = service.name in (*KAFKA_NODES, JOBMANAGER)
+    return [service.port, service.port + CONTROLLER_OFFSET] if inner else [service.port]
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _holder(port: int) -> str | None:
+    """Nom et pid du programme vivant qui écoute sur ``port`` ; None s'il est mourant ou d'un autre compte."""
     try:
         for connection in psutil.net_connections("tcp"):
             listening = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
             if listening and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {process.pid})" if process.cmdline() else None
     except psutil.Error:
         pass
-    return "un programme d'un autre compte"
+    return None
+
+
+def _taken_sentence(service: Service, port: int, holder: str | None) -> str:
+    holder = holder or "un programme d'un autre compte"
+    role = service.name + (f" (port interne : port + {CONTROLLER_OFFSET})" if port != service.port else "")
+    return (
+        f"Le port {port} de {role} est pris par {holder} : arrêtez ce programme, ou choisissez "
+        f"un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
+    )
 
 
 def _brokers(stack: Stack) -> str:

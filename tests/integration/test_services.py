@@ -2,14 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
+from commun.errors import PipelineError
 from commun.settings import ROOT, setting
-from services.stack import Stack
+from services.health import refuse_taken_ports
+from services.stack import Service, Stack
 from tests.conftest import listening_addresses, services
 from tests.lab import Lab, expected, ids
 
@@ -42,6 +46,20 @@ def test_a_taken_port_is_named(tmp_path: object) -> None:
     for variable, holder in (("PGPORT", "postgres"), ("PORT_KAFKA2", "java")):
         port = os.environ[variable]
         assert any(port in line and holder in line and variable in line for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("dying", [True, False])
+def test_a_port_held_by_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, *, dying: bool) -> None:
+    """Un port que le noyau n'a pas encore repris à un mort est attendu ; celui d'un autre compte est refusé."""
+    monkeypatch.setattr(psutil, "net_connections", lambda _kind: [])  # ni l'un ni l'autre ne se nomme
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        service = Service("connect", [], held.getsockname()[1], "PORT_CONNECT")
+        if dying:
+            threading.Timer(0.5, held.close).start()
+            refuse_taken_ports([service])
+        else:
+            with pytest.raises(PipelineError, match=f"{service.port} .* autre compte .* PORT_CONNECT"):
+                refuse_taken_ports([service])
 
 
 @pytest.mark.parametrize(
