@@ -1,4 +1,4 @@
-"""Transactions Kafka : ouvrir un producteur, valider, et relire les positions écrites avec les lignes.
+"""Transactions Kafka : ouvrir un producteur, valider, et les positions écrites avec les lignes.
 
 Une position écrite dans la transaction des lignes qu'elle suit est lisible avec elles, ou pas du
 tout : la relire après une coupure dit exactement ce qui est parti.
@@ -6,6 +6,7 @@ tout : la relire après une coupure dit exactement ce qui est parti.
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -21,7 +22,6 @@ T = TypeVar("T")
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
 QUIET_SECONDS = 12.0  # silence dont on ne parle pas : un broker mort est remplacé en neuf secondes
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
-FENCED_SECONDS = 1.0  # ce que prend un autre producteur pour signer sa première transaction
 # Refus que le temps n'arrange pas.
 HOPELESS = (
     KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -84,9 +84,45 @@ def commit(producer: Producer, stop: Stop) -> None:
     patiently(lambda: producer.commit_transaction(CALL_SECONDS), stop)
 
 
-def load_positions(config: Config, topic: str, stop: Stop) -> dict[str, bytes]:
-    """Dernière valeur confirmée de chaque clé de ``topic`` (une partition). Voir ``read_topic``."""
-    return {(m.key() or b"").decode(): m.value() or b"" for m in read_topic(config, topic, [0], stop)}
+class Positions:
+    """Le topic des positions (une partition) : où en est chaque source, et qui l'envoie.
+
+    Deux producteurs d'une même source (même ``transactional.id``) : le dernier qui s'est annoncé la garde.
+    L'annonce précède ``open_producer`` : celui dont Kafka refuse une transaction sait donc aussitôt si un
+    autre a pris sa place, ou si elle a seulement duré trop longtemps.
+    """
+
+    CLAIM = "producteur:"  # préfixe des clés d'annonce ; les autres clés sont des positions
+
+    def __init__(self, config: Config, topic: str, stop: Stop) -> None:
+        self.config, self.topic, self.stop = config, topic, stop
+        self.session = uuid.uuid4().hex
+
+    def load(self) -> dict[str, bytes]:
+        """Dernière position confirmée de chaque source."""
+        return {source: value for source, value in self._read().items() if not source.startswith(self.CLAIM)}
+
+    def claim(self, *sources: str) -> None:
+        """Annonce que ce processus envoie désormais ``sources``. Lève Stopped si l'arrêt vient avant Kafka."""
+        producer = connect(Producer, admin_config(self.config) | {"enable.idempotence": True, "delivery.timeout.ms": 0})
+        for source in sources:
+            producer.produce(self.topic, self.session, self.CLAIM + source, on_delivery=_refuse)
+        while producer.flush(CALL_SECONDS):
+            if self.stop:
+                raise Stopped
+
+    def is_mine(self, source: str) -> bool:
+        """Vrai si personne ne s'est annoncé pour ``source`` après ce processus."""
+        return self._read("read_uncommitted").get(self.CLAIM + source) == self.session.encode()
+
+    def _read(self, isolation: str = "read_committed") -> dict[str, bytes]:
+        messages = read_topic(self.config, self.topic, [0], self.stop, isolation)
+        return {(message.key() or b"").decode(): message.value() or b"" for message in messages}
+
+
+def _refuse(error: KafkaError | None, message: Message) -> None:
+    if error is not None:
+        raise PipelineError(f"Kafka refuse d'écrire dans {message.topic()} : {error.str()}.")
 
 
 def read_topic(

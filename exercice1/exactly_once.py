@@ -1,34 +1,32 @@
 """L'envoi d'un fichier exactement une fois : ses lignes et la position atteinte dans une même transaction.
 
-1. ``init_transactions`` annule ce qu'un producteur précédent du même fichier avait laissé en vol, et
+1. dans le topic des positions, le producteur s'annonce : désormais, ce fichier est à lui ;
+2. ``init_transactions`` annule ce qu'un producteur précédent du même fichier avait laissé en vol, et
    lui interdit d'écrire ;
-2. la position est relue dans le topic des positions : elle dit exactement ce qui est parti ;
-3. chaque transaction écrit des lignes et la position qui les suit : les deux sont lisibles, ou aucune.
+3. la position est relue : elle dit exactement ce qui est parti ;
+4. chaque transaction écrit des lignes et la position qui les suit : les deux sont lisibles, ou aucune.
 
-Après une panne de Kafka comme après un ``kill -9``, on repart de 1.
+Après une panne de Kafka comme après un ``kill -9``, on repart de 2.
 """
 
 import logging
 import os
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from commun.cli import Stop
 from commun.errors import PipelineError
-from commun.kafka import Config, Headers, dead_letter_headers
+from commun.kafka import Headers, dead_letter_headers
 from commun.transaction import (
     CALL_SECONDS,
     FENCED,
-    FENCED_SECONDS,
     HOPELESS,
+    Positions,
     Stopped,
     commit,
-    load_positions,
     open_producer,
 )
 from exercice1.csv_tail import Chunk, Options
@@ -44,10 +42,9 @@ class Fenced(Exception):
     """Un autre producer.py suit maintenant ce fichier."""
 
 
-def load_saved(config: Config, topic: str, stop: Stop) -> dict[str, Saved]:
-    """Dernière place confirmée de chaque fichier envoyé dans ``topic``, par chemin."""
-    known = load_positions(config, f"{topic}-positions", stop)
-    return {path: msgspec.json.decode(value, type=Saved) for path, value in known.items()}
+def load_saved(positions: Positions) -> dict[str, Saved]:
+    """Dernière place confirmée de chaque fichier, par chemin."""
+    return {path: msgspec.json.decode(value, type=Saved) for path, value in positions.load().items()}
 
 
 class CsvSource:
@@ -57,12 +54,11 @@ class CsvSource:
     le même fichier prend la place du premier, dont les transactions sont alors refusées.
     """
 
-    def __init__(self, path: Path, config: Config, topic: str, options: Options, stop: Stop) -> None:
-        self.path, self.topic, self.stop = path, topic, stop
-        self.session = uuid.uuid4().hex
+    def __init__(self, path: Path, topic: str, options: Options, positions: Positions) -> None:
+        self.path, self.topic, self.positions, self.stop = path, topic, positions, positions.stop
         self.sent = self.rejected = 0
         self.follower = Follower(path, options)
-        self._config = config | {"transactional.id": f"{topic}:{path}", "on_delivery": self._on_refusal}
+        self._config = positions.config | {"transactional.id": f"{topic}:{path}", "on_delivery": self._on_refusal}
         self._refusal: KafkaError | None = None
         self._file_header: tuple[str, str | bytes | None] = ("source.file", os.fsencode(path))
         self._key = os.fsencode(path.name)  # une clé par fichier : une partition, donc l'ordre du fichier
@@ -96,8 +92,8 @@ class CsvSource:
             sent, rejected = sent + len(chunk.rows), rejected + len(chunk.rejected)
             late = time.monotonic() - start > TRANSACTION_SECONDS
             chunk = None if late or self.stop else self.follower.read(time.monotonic(), final=final)
-        saved = self.follower.snapshot(self.session)
-        self._send_one(f"{self.topic}-positions", msgspec.json.encode(saved), str(self.path).encode(), None)
+        saved = self.follower.snapshot(self.positions.session)
+        self._send_one(self.positions.topic, msgspec.json.encode(saved), str(self.path).encode(), None)
         commit(self._producer, self.stop)
         self.follower.confirm(saved)
         self.sent, self.rejected = self.sent + sent, self.rejected + rejected
@@ -132,7 +128,7 @@ class CsvSource:
     # --- Reprendre après un refus : la position écrite dans Kafka fait foi ---
 
     def start(self, saved: Saved) -> None:
-        """Commence après ``saved``, et signe : une transaction sans ligne dit quelle session suit ce fichier.
+        """Commence après ``saved``, qu'une transaction sans ligne retient.
 
         Lève Fenced si un autre producteur suit déjà ce fichier, Stopped si l'arrêt vient avant Kafka.
         """
@@ -142,7 +138,7 @@ class CsvSource:
                 return self._write(None)
             except KafkaException as error:
                 confirmed = self._recover(error.args[0])
-                saved = confirmed if confirmed.session == self.session else saved
+                saved = confirmed if confirmed.session == self.positions.session else saved
 
     def _recover(self, error: KafkaError) -> Saved:
         """Un producteur neuf, et la position confirmée : ce qui était en vol est annulé."""
@@ -150,17 +146,12 @@ class CsvSource:
             raise PipelineError(
                 f"Kafka refuse une ligne de {self.path} : {self._refusal.str()}. Sa position n'avance pas."
             )
-        if error.code() in FENCED:
-            self.stop.wait(FENCED_SECONDS)
-            if self._load().session not in ("", self.session):
-                raise Fenced
+        if error.code() in FENCED and not self.positions.is_mine(str(self.path)):
+            raise Fenced
         log.info("Transaction annulée (%s) : je reprends %s à la position confirmée.", error.name(), self.path)
         self._producer.purge()
         self._producer = open_producer(self._config, self.stop)
-        return self._load()
-
-    def _load(self) -> Saved:
-        return load_saved(self._config, self.topic, self.stop).get(str(self.path), Saved())
+        return load_saved(self.positions).get(str(self.path), Saved())
 
     def _on_refusal(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and error.code() in HOPELESS:

@@ -31,7 +31,7 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config, ensure_topics
-from commun.transaction import POSITIONS_CONFIG, Stopped
+from commun.transaction import POSITIONS_CONFIG, Positions, Stopped
 from exercice1 import csv_tail
 from exercice1.csv_tail import Options
 from exercice1.exactly_once import CsvSource, Fenced, load_saved
@@ -68,7 +68,8 @@ class Watch:
     """Les fichiers suivis : ceux que désignent les noms, dossiers et motifs de la ligne de commande."""
 
     def __init__(self, config: dict[str, Any], args: argparse.Namespace, stop: Stop) -> None:
-        self.config, self.args, self.stop = config, args, stop
+        self.args = args
+        self.positions = Positions(config, f"{args.topic}-positions", stop)
         self.sources: dict[Path, CsvSource] = {}
         self.fenced: set[Path] = set()
 
@@ -81,17 +82,17 @@ class Watch:
             # Un fichier renommé est encore lu sous son ancien nom : on attend qu'il ne le soit plus.
             if path not in self.sources and path not in self.fenced and inode(path) not in followed
         ]
-        sources = {path: self._source(path) for path in new}
+        if not new:
+            return
+        self.positions.claim(*map(str, new))
+        sources = {path: CsvSource(path, self.args.topic, self.args.options, self.positions) for path in new}
         # Relues après init_transactions : plus personne d'autre n'écrit les positions de ces fichiers.
-        known = load_saved(self.config, self.args.topic, self.stop) if new else {}
+        known = load_saved(self.positions)
         others = [*(source.follower.saved for source in self.sources.values()), *known.values()]
         for path, source in sources.items():
             self.sources[path] = source
             saved = Saved() if self.args.from_start else known.get(str(path)) or inherited(path, others)
             self._unless_fenced(path, partial(source.start, saved))
-
-    def _source(self, path: Path) -> CsvSource:
-        return CsvSource(path, self.config, self.args.topic, self.args.options, self.stop)
 
     def _unless_fenced(self, path: Path, action: Callable[[], object]) -> bool:
         try:

@@ -18,7 +18,6 @@ import argparse
 import logging
 import secrets
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,12 +38,11 @@ from commun.kafka import (
 )
 from commun.transaction import (
     FENCED,
-    FENCED_SECONDS,
     HOPELESS,
     POSITIONS_CONFIG,
+    Positions,
     Stopped,
     commit,
-    load_positions,
     open_producer,
 )
 from exercice2.deliveries import Deliveries
@@ -83,25 +81,22 @@ GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.tim
 
 
 class Sender:
-    """Envoie une source : des lignes et la position qui les suit dans une même transaction Kafka.
-
-    À chaque démarrage, une transaction sans ligne signe la position : la session dit qui envoie cette source.
-    """
+    """Envoie une source : des lignes et la position qui les suit dans une même transaction Kafka."""
 
     def __init__(self, config: Config, args: argparse.Namespace, source: Source, stop: Stop) -> None:
         self.args, self.source, self.stop = args, source, stop
         self.deliveries = Deliveries()
-        self.session = uuid.uuid4().hex
         # Un second producteur de la même source prend la place du premier, dont les écritures sont refusées.
         identity = {"transactional.id": f"{args.topic}:{source.name}", "stats_cb": self.deliveries.on_stats}
         self._config = config | identity
-        self._positions = f"{args.topic}-positions"
+        self._positions = Positions(config, f"{args.topic}-positions", stop)
         self._refusal: KafkaError | None = None
         self._items: Iterator[Item] = iter(())
         self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
 
     def run(self) -> None:
         """Envoie tout, transaction après transaction, jusqu'à la fin de la source ou l'arrêt."""
+        self._positions.claim(self.source.name)
         reported = time.monotonic()
         ready, more = False, True
         while more and not self.stop:
@@ -136,7 +131,7 @@ class Sender:
             rejected += item.transaction is None
             self._send(item)
         if self.taken > start:
-            self._sign_and_commit()
+            self._commit()
             self.deliveries.on_commit(rejected)
         return more
 
@@ -167,10 +162,10 @@ class Sender:
         elif error is not None and error.code() in HOPELESS:
             self._refusal = error
 
-    def _sign_and_commit(self) -> None:
-        """La position, signée, puis la validation ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka."""
-        saved = self.source.mark(self.taken, self.session)
-        self._produce(self._positions, msgspec.json.encode(saved), self.source.name)
+    def _commit(self) -> None:
+        """La position, puis la validation ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka."""
+        saved = self.source.mark(self.taken)
+        self._produce(self._positions.topic, msgspec.json.encode(saved), self.source.name)
         deadline = None
         while True:
             try:
@@ -185,30 +180,23 @@ class Sender:
     # --- Reprendre : la position écrite dans Kafka fait foi ---
 
     def _start(self) -> None:
-        """Un producteur neuf, la source à la position confirmée, et la signature."""
+        """Un producteur neuf, la source à la position confirmée."""
         self._producer = open_producer(self._config, self.stop)
-        saved = self._load()
+        value = self._positions.load().get(self.source.name)
+        saved = msgspec.json.decode(value, type=Saved) if value else Saved()
         self._items = self.source.resume(saved)
         self.rows = self.taken = saved.rows
-        self._producer.begin_transaction()
-        self._sign_and_commit()
 
     def _abandon(self, error: KafkaError) -> None:
         """La transaction est annulée ; PipelineError si un autre a pris la place ou si Kafka refuse pour de bon."""
         refusal = error if error.code() in HOPELESS else self._refusal
         if refusal:
             raise PipelineError(f"Kafka refuse une transaction : {refusal.str()}. La position n'avance pas.")
-        if error.code() in FENCED:
-            self.stop.wait(FENCED_SECONDS)
-            if self._load().session not in ("", self.session):
-                raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
+        if error.code() in FENCED and not self._positions.is_mine(self.source.name):
+            raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
         log.warning("Transaction annulée (%s) : %d lignes vont repartir.", error.name(), self.taken - self.rows)
         self.deliveries.on_abort()
         self._producer.purge()
-
-    def _load(self) -> Saved:
-        value = load_positions(self._config, self._positions, self.stop).get(self.source.name)
-        return msgspec.json.decode(value, type=Saved) if value else Saved()
 
 
 def finish(sender: Sender, topic: str) -> None:

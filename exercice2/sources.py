@@ -35,7 +35,6 @@ class Saved(msgspec.Struct):
     rows: int = 0
     digest: str = ""  # fichier : SHA-256 de tout ce qui précède
     start: str = ""  # suite fabriquée : instant de la première transaction
-    session: str = ""  # le producteur qui a écrit cette position
 
 
 class Item(NamedTuple):
@@ -56,8 +55,8 @@ class Source(Protocol):
     def resume(self, saved: Saved) -> Iterator[Item]:
         """Les éléments qui suivent ``saved``."""
 
-    def mark(self, rows: int, session: str) -> Saved:
-        """La position, une fois ``rows`` éléments pris en tout, signée ``session``."""
+    def mark(self, rows: int) -> Saved:
+        """La position, une fois ``rows`` éléments pris en tout."""
 
     def due(self, rows: int) -> float:
         """Instant (secondes POSIX) où le ``rows``-ième élément doit partir ; 0 : tout de suite."""
@@ -80,9 +79,9 @@ class Generated:
             transactions = disorder(transactions, self.disorder, self.seed)
         return (Item(t, b"", 0, "") for t in islice(transactions, saved.rows, self.count))
 
-    def mark(self, rows: int, session: str) -> Saved:
+    def mark(self, rows: int) -> Saved:
         """Voir Source."""
-        return Saved(rows, start=instant_text(self.start), session=session)
+        return Saved(rows, start=instant_text(self.start))
 
     def due(self, rows: int) -> float:
         """Voir Source."""
@@ -109,9 +108,9 @@ class CsvFile:
             self.say(f"{self.path} : {saved.rows} lignes sont déjà parties, je continue après elles.")
         return islice(items, None if self.count is None else max(0, self.count - saved.rows))
 
-    def mark(self, rows: int, session: str) -> Saved:
+    def mark(self, rows: int) -> Saved:
         """Voir Source."""
-        return Saved(rows, self._digest.hexdigest(), session=session)
+        return Saved(rows, self._digest.hexdigest())
 
     def due(self, rows: int) -> float:
         """Voir Source."""

@@ -23,9 +23,10 @@ from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from commun.cli import Stop
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
-from commun.transaction import read_topic
+from commun.transaction import Positions, open_producer, read_topic
 from exercice2.producer_resilient import PARTITIONS
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
@@ -194,6 +195,21 @@ class BankLab(Scripts):
         for value in values:
             producer.produce(self.topic, value, key)
         assert producer.flush(30) == 0
+
+
+class NeverStopped(Stop):
+    """Un arrêt que personne ne demande : les signaux restent à pytest."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+
+def take_place(topic: str, source: str, *, announced: bool) -> Producer:
+    """Un second producteur de ``source``, qui s'annonce ou non, prend la place du premier et n'écrit rien."""
+    config = client_config({"transactional.id": f"{topic}:{source}"})
+    if announced:
+        Positions(config, f"{topic}-positions", NeverStopped()).claim(source)
+    return open_producer(config, NeverStopped())
 
 
 def headers(message: Message) -> dict[str, str]:

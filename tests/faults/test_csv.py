@@ -6,12 +6,14 @@ import signal
 import threading
 import time
 
-import msgspec
 import pytest
 
+from commun.kafka import client_config
+from commun.transaction import Positions
+from exercice1.exactly_once import load_saved
 from exercice1.follow import Saved, inode
 from tests.conftest import services
-from tests.lab import CsvLab, wait_until
+from tests.lab import CsvLab, NeverStopped, wait_until
 
 HEADER = "id,nom\n"
 KILLS = int(os.environ.get("CSV_KILLS", "12"))  # CSV_KILLS=50 pour la boucle entière
@@ -56,8 +58,8 @@ class Writer(threading.Thread):
 
 def seen(lab: CsvLab) -> int | None:
     """Inode du fichier de la dernière position confirmée."""
-    saved = [message.value() or b"" for message in lab.messages(f"{lab.topic}-positions")]
-    return msgspec.json.decode(saved[-1], type=Saved).inode if saved else None
+    positions = Positions(client_config({}), f"{lab.topic}-positions", NeverStopped())
+    return load_saved(positions).get(str(lab.path), Saved()).inode
 
 
 @pytest.mark.timeout(400)

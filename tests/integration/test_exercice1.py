@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from commun.settings import ROOT, bootstrap_servers
-from tests.lab import CsvLab, headers, wait_until
+from tests.lab import CsvLab, headers, take_place, wait_until
 
 HEADER = "id,nom\n"
 
@@ -123,7 +123,7 @@ def test_a_second_producer_takes_the_place_of_the_first(csv_lab: CsvLab) -> None
     csv_lab.wait_for(1)
     second = csv_lab.start("producer")
     second.wait_for("Surveillance")
-    wait_until(lambda: len(csv_lab.messages(f"{csv_lab.topic}-positions")) >= 3)  # deux signatures et une ligne
+    wait_until(lambda: len(csv_lab.messages(f"{csv_lab.topic}-positions")) >= 5)  # annonces, débuts, une ligne
     csv_lab.write(rows(2))
     assert first.process.wait(30) == 1
     assert "Un autre producer.py suit maintenant" in first.text
@@ -132,6 +132,23 @@ def test_a_second_producer_takes_the_place_of_the_first(csv_lab: CsvLab) -> None
     csv_lab.wait_for(3)
     assert second.stop() == 0
     assert csv_lab.column() == ["1", "2", "3"]
+
+
+def test_a_second_producer_is_slow_to_write(csv_lab: CsvLab) -> None:
+    """Le premier laisse la place à qui s'est annoncé, même lent ; écarté sans annonce, il continue."""
+    csv_lab.write(HEADER + rows(1))
+    first = csv_lab.start("producer")
+    csv_lab.wait_for(1)
+    take_place(csv_lab.topic, str(csv_lab.path), announced=False)  # comme une transaction qui a trop duré
+    csv_lab.write(rows(2))
+    csv_lab.wait_for(2)
+    second = take_place(csv_lab.topic, str(csv_lab.path), announced=True)
+    csv_lab.write(rows(3))
+    assert first.process.wait(30) == 1
+    assert "Un autre producer.py suit maintenant" in first.text
+    second.begin_transaction()
+    second.commit_transaction(30)  # le premier ne lui a pas repris la place
+    assert csv_lab.column() == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_generated_source_resumes(cut: int, spread: float) -> None:
     source = Generated(3, 0, spread, 120)
     whole = list(source.resume(Saved()))
     assert [item.transaction for item in whole[cut:]] == [
-        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut, "s"))
+        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))
     ]
 
 
@@ -103,7 +103,7 @@ def test_file_source_resumes(tmp_path: Path) -> None:
     items = list(source.resume(Saved()))
     assert [item.transaction.id if item.transaction else item.raw for item in items] == ["a-1", b"trop,court\n", "a-2"]
     assert items[1].line == 3
-    saved = source.mark(3, "s")
+    saved = source.mark(3)
     with path.open("a", encoding="utf-8") as file:
         file.write(row.format(3))
     later = [item.transaction for item in CsvFile(path, 0, None, said.append).resume(saved)]
