@@ -19,6 +19,7 @@ deux étages dans partials.py, ce que chacun lit et écrit dans handlers.py, sa 
 import argparse
 import gc
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -188,15 +189,17 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--alert", type=alert_option, action="append", default=[], metavar="CONDITION",
                   help="signale les fenêtres où elle est vraie (montant_total > 10000) ; répétable")  # fmt: skip
     parser.option("--once", action="store_true", help="lit le topic jusqu'au bout, puis s'arrête")
+    parser.option("--format", choices=("table", "json"),
+                  help="tableau vivant ou lignes JSON ; par défaut table dans un terminal, sinon json")  # fmt: skip
     args = parser.parse(argv)
+    args.format = args.format or ("table" if sys.stdout.isatty() else "json")
     args.slide_ms = args.slide
     for name in ("size", "max_delay", "max_future", "grace"):
         setattr(args, f"{name}_ms", int(getattr(args, name) * 1000))
     if args.slide_ms is None and args.grace:
         parser.error("--grace ne va pas avec --slide event")
-    shape = f"{args.size:g}-{EVENT if args.slide_ms is None else args.slide_ms / 1000:g}" if args.slide_ms else ""
-    shape = shape or f"{args.size:g}-{EVENT}"
-    args.group = args.group or f"fenetres-{args.topic}-{shape}-{args.by or 'toutes'}"
+    slide = EVENT if args.slide_ms is None else f"{args.slide_ms / 1000:g}"
+    args.group = args.group or f"fenetres-{args.topic}-{args.size:g}-{slide}-{args.by or 'toutes'}"
     args.partials, args.dead_letters = f"{args.group}-partiels", f"{args.output}-dlq"
     return args
 
@@ -221,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     monitor = Monitor(args, stop, config, producer)
     try:
-        with closing(monitor), Screen() as screen:
+        with closing(monitor), Screen(args.format) as screen:
             (monitor.run_once if args.once else monitor.run)(screen)
     except Stopped:
         log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")

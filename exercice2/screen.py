@@ -1,4 +1,4 @@
-"""L'écran de kafka_monitor.py : un tableau vivant dans un terminal ; ailleurs, des lignes JSON et un compte rendu."""
+"""L'écran de kafka_monitor.py : un tableau vivant, ou des lignes JSON et un compte rendu."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ KEPT = 12  # fenêtres retenues par clé, pour le trait
 KEYS = 15  # clés affichées
 WIDE = 140  # colonnes d'un terminal où tout tient
 REFRESH_SECONDS = 0.5  # du tableau
-REPORT_SECONDS = 10.0  # du compte rendu, sans terminal
+REPORT_SECONDS = 10.0  # du compte rendu, avec les lignes JSON
 RATE_SECONDS = 5.0  # le débit est celui des dernières secondes
 MORE = ("moyenne (€)", "min (€)", "max (€)", "par s")  # ce qui ne s'affiche qu'en large
 BARS = "▁▂▃▄▅▆▇█"
@@ -75,16 +75,15 @@ class Numbers:
 
 
 class Screen:
-    """Affiche les fenêtres publiées."""
+    """Affiche les fenêtres publiées, en tableau vivant (``table``) ou en lignes (``json``)."""
 
-    def __init__(self) -> None:
-        self.live: Live | None = None
+    def __init__(self, style: str) -> None:
+        self.live = Live(console=Console(), auto_refresh=False) if style == "table" else None
         self._last: dict[Any, deque[Result]] = {}
         self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        if sys.stdout.isatty():
-            self.live = Live(console=Console(), auto_refresh=False)
+        if self.live:
             self.live.start()
         return self
 

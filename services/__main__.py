@@ -25,8 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor
-from concurrent.futures import wait as wait_futures
+from concurrent.futures import ThreadPoolExecutor
 
 from commun.cli import Parser, run
 from commun.errors import PipelineError
@@ -107,21 +106,27 @@ def is_running(supervisor: Supervisor, name: str) -> health.Check:
 
 
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
-    """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond."""
+    """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond ; un échec arrête tout."""
     questions = health.checks(stack)
     talking = threading.Lock()
+    failures: list[PipelineError] = []
 
     def one(name: str) -> None:
-        seconds = health.wait(
-            name, questions[name], READY_SECONDS, is_running(supervisor, name), stack.logs / f"{name}.log"
-        )
+        alive = is_running(supervisor, name)
+        try:
+            seconds = health.wait(
+                name, questions[name], READY_SECONDS, lambda: not failures and alive(), stack.logs / f"{name}.log"
+            )
+        except PipelineError as error:
+            failures.append(error)
+            return
         with talking:
             say(f"  {name:<12} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
 
     with ThreadPoolExecutor(len(names)) as pool:
-        done, _ = wait_futures([pool.submit(one, name) for name in names], return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
+        list(pool.map(one, names))
+    if failures:
+        raise failures[0]
 
 
 def down(stack: Stack) -> None:

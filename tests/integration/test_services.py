@@ -1,5 +1,6 @@
 """La pile locale : relance, coupure, ports pris, mauvais usage."""
 
+import math
 import os
 import signal
 import socket
@@ -12,8 +13,10 @@ import pytest
 
 from commun.errors import PipelineError
 from commun.settings import ROOT, setting
-from services.health import refuse_taken_ports
+from services import __main__ as services_main
+from services import health
 from services.stack import Service, Stack
+from services.supervise import Supervisor
 from tests.conftest import listening_addresses, services
 from tests.lab import Lab, expected, ids
 
@@ -48,6 +51,17 @@ def test_a_taken_port_is_named(tmp_path: object) -> None:
         assert any(port in line and holder in line and variable in line for line in done.stderr.splitlines())
 
 
+@pytest.mark.timeout(60)
+def test_the_first_failure_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un service mort en démarrant se dit tout de suite : ceux qui n'ont pas encore répondu ne sont plus attendus."""
+    stack = Stack()
+    monkeypatch.setattr(services_main, "READY_SECONDS", math.inf)
+    monkeypatch.setattr(health, "checks", lambda _: {"kafka1": lambda: False, "connect": lambda: False})
+    monkeypatch.setattr(services_main, "is_running", lambda _, name: lambda: name != "connect")
+    with pytest.raises(PipelineError, match="connect s'est arrêté en démarrant"):
+        services_main.await_services(stack, Supervisor(stack), ["kafka1", "connect"])
+
+
 @pytest.mark.parametrize("dying", [True, False])
 def test_a_port_held_by_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, *, dying: bool) -> None:
     """Un port que le noyau n'a pas encore repris à un mort est attendu ; celui d'un autre compte est refusé."""
@@ -56,10 +70,10 @@ def test_a_port_held_by_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, *,
         service = Service("connect", [], held.getsockname()[1], "PORT_CONNECT")
         if dying:
             threading.Timer(0.5, held.close).start()
-            refuse_taken_ports([service])
+            health.refuse_taken_ports([service])
         else:
             with pytest.raises(PipelineError, match=f"{service.port} .* autre compte .* PORT_CONNECT"):
-                refuse_taken_ports([service])
+                health.refuse_taken_ports([service])
 
 
 @pytest.mark.parametrize(
