@@ -67,7 +67,7 @@ class _Row(msgspec.Struct, gc=False):
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
     timestamp: str
-    montant: Annotated[float, msgspec.Meta(gt=0, le=float(MONTANT_MAX))]
+    montant: Annotated[float, msgspec.Meta(ge=float(CENT), le=float(MONTANT_MAX))]
     type: Literal["paiement", "retrait", "virement", "depot", "remboursement"]
     compte: str
     region: str
@@ -101,12 +101,12 @@ class Reader:
         for rank, record in enumerate(records):
             try:
                 row = decode(record.value() or b"")
-                text, scaled = row.timestamp, row.montant * 100
+                text = row.timestamp
                 instant = seconds[text[:19]] + milliseconds[text[19:]]
-                cents = int(scaled + 0.5)  # exact : le flottant le plus proche d'un nombre de centimes y revient
+                cents = int(row.montant * 100 + 0.5)  # exact si, divisé, il redonne le montant
                 known = row.compte in texts and row.region in texts and row.canal in texts
                 plain = row.id.isprintable() and not row.id.isspace()  # ni caractère de contrôle, ni blanc
-                if known and plain and -1e-6 < scaled - cents < 1e-6 and instant <= limit:
+                if known and plain and row.montant == cents / 100 and instant <= limit:
                     entries.append((key_of(row), cents, instant, record, row.id))
                     continue
             except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):

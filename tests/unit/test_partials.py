@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
@@ -215,6 +215,10 @@ anything = (
 )
 
 
+@example(change={"montant": 3e-299})
+@example(change={"montant": 1.5000000001})
+@example(change={"montant": 0.01})
+@example(change={"montant": 50_000.0})
 @given(change=st.dictionaries(st.sampled_from(sorted(TEMPLATE)), anything))
 def test_reader_refuses_what_parse_refuses(change: dict[str, Any]) -> None:
     """Le chemin rapide et ``parse`` rendent le même verdict, quoi qu'on leur donne."""
