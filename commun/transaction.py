@@ -112,7 +112,10 @@ class Positions:
                 raise Stopped
 
     def is_mine(self, source: str) -> bool:
-        """Vrai si personne ne s'est annoncé pour ``source`` après ce processus."""
+        """Vrai si personne ne s'est annoncé pour ``source`` après ce processus.
+
+        L'annonce est hors transaction : la lire n'attend la fin d'aucune.
+        """
         return self._read("read_uncommitted").get(self.CLAIM + source) == self.session.encode()
 
     def _read(self, isolation: str = "read_committed") -> dict[str, bytes]:

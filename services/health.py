@@ -70,7 +70,7 @@ def refuse_taken_ports(services: Sequence[Service]) -> None:
     deadline = time.monotonic() + DYING_SECONDS
     while taken := [(service, port, _holder(port)) for service in services for port in _ports(service) if _taken(port)]:
         if all(holder for *_, holder in taken) or time.monotonic() > deadline:
-            raise PipelineError("\n".join(_taken_sentence(*port) for port in taken))
+            raise PipelineError("\n".join(_taken_sentence(*trouble) for trouble in taken))
         time.sleep(0.1)
 
 
