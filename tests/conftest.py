@@ -27,8 +27,11 @@ PORTS = {  # sous 32768 : au-delà, le système en prête un à n'importe quelle
     "PGPORT": 15432,
 }
 
+# Deux copies du projet essayées en même temps : TESTS_PORT_OFFSET=1000 (12000 au plus) décale les ports de l'une.
+SHIFT = 100 * WORKER + int(os.environ.get("TESTS_PORT_OFFSET") or 0)
+
 # Avant tout import du projet : les réglages se lisent dans l'environnement.
-os.environ |= {"SERVICES_DATA": DATA} | {name: str(port + 100 * WORKER) for name, port in PORTS.items()}
+os.environ |= {"SERVICES_DATA": DATA} | {name: str(port + SHIFT) for name, port in PORTS.items()}
 FOREIGN = ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL")
 for name in (*FOREIGN, "COLUMNS"):  # COLUMNS : pytest-xdist impose 80, un script lit la largeur du terminal
     os.environ.pop(name, None)
