@@ -81,7 +81,7 @@ class CsvSource:
         try:
             self._write(chunk, final)
         except KafkaException as error:
-            self.start(self._recover(error.args[0]))
+            self.start(self._recover(error.args[0]) or Saved())
         return True
 
     def _write(self, chunk: Chunk | None, final: bool = False) -> None:
@@ -127,9 +127,11 @@ class CsvSource:
 
     # --- Reprendre après un refus : la position écrite dans Kafka fait foi ---
 
-    def start(self, saved: Saved) -> None:
+    def start(self, saved: Saved, *, anew: bool = False) -> None:
         """Commence après ``saved``, qu'une transaction sans ligne retient.
 
+        Refusée, c'est la position confirmée qui fait foi : un autre producteur a pu avancer entre notre
+        lecture et notre transaction. ``anew`` (--from-start) : seule une position de cette exécution compte.
         Lève Fenced si un autre producteur suit déjà ce fichier, Stopped si l'arrêt vient avant Kafka.
         """
         while True:
@@ -138,10 +140,11 @@ class CsvSource:
                 return self._write(None)
             except KafkaException as error:
                 confirmed = self._recover(error.args[0])
-                saved = confirmed if confirmed.session == self.positions.session else saved
+                if confirmed and not (anew and confirmed.session != self.positions.session):
+                    saved = confirmed
 
-    def _recover(self, error: KafkaError) -> Saved:
-        """Un producteur neuf, et la position confirmée : ce qui était en vol est annulé."""
+    def _recover(self, error: KafkaError) -> Saved | None:
+        """Un producteur neuf, et la position confirmée, s'il y en a une : ce qui était en vol est annulé."""
         if self._refusal:
             raise PipelineError(
                 f"Kafka refuse une ligne de {self.path} : {self._refusal.str()}. Sa position n'avance pas."
@@ -151,7 +154,7 @@ class CsvSource:
         log.info("Transaction annulée (%s) : je reprends %s à la position confirmée.", error.name(), self.path)
         self._producer.purge()
         self._producer = open_producer(self._config, self.stop)
-        return load_saved(self.positions).get(str(self.path), Saved())
+        return load_saved(self.positions).get(str(self.path))
 
     def _on_refusal(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and error.code() in HOPELESS:

@@ -91,8 +91,9 @@ class Watch:
         others = [*(source.follower.saved for source in self.sources.values()), *known.values()]
         for path, source in sources.items():
             self.sources[path] = source
-            saved = Saved() if self.args.from_start else known.get(str(path)) or inherited(path, others)
-            self._unless_fenced(path, partial(source.start, saved))
+            anew = self.args.from_start
+            saved = Saved() if anew else known.get(str(path)) or inherited(path, others)
+            self._unless_fenced(path, partial(source.start, saved, anew=anew))
 
     def _unless_fenced(self, path: Path, action: Callable[[], object]) -> bool:
         try:

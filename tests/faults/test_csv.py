@@ -7,10 +7,12 @@ import threading
 import time
 
 import pytest
+from confluent_kafka.cimpl import NewTopic
 
-from commun.kafka import client_config
-from commun.transaction import Positions
-from exercice1.exactly_once import load_saved
+from commun.kafka import client_config, ensure_topics
+from commun.transaction import POSITIONS_CONFIG, Positions
+from exercice1.csv_tail import Options
+from exercice1.exactly_once import CsvSource, Fenced, load_saved
 from exercice1.follow import Saved, inode
 from tests.conftest import services
 from tests.lab import CsvLab, NeverStopped, wait_until
@@ -159,3 +161,30 @@ def test_producers_fight_for_a_file(csv_lab: CsvLab) -> None:
     assert last.stop() == 0
     assert csv_lab.column() == writer.ids
     assert all("suit maintenant" in p.text for p in producers if p is not last)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_two_producers_start_together(csv_lab: CsvLab, *, anew: bool) -> None:
+    """Entre la position lue par le dernier venu et sa première transaction, le premier envoie : rien n'est doublé.
+
+    Avec --from-start (``anew``), le dernier venu renvoie bien tout, une fois.
+    """
+    csv_lab.write(HEADER + "1,a\n2,b\n")
+    names = (csv_lab.topic, f"{csv_lab.topic}-dlq", f"{csv_lab.topic}-positions")
+    ensure_topics(client_config({}), *(NewTopic(n, 1, 3, config=POSITIONS_CONFIG if "pos" in n else {}) for n in names))
+    first, last = (Positions(client_config({}), names[-1], NeverStopped()) for _ in range(2))
+    first.claim(str(csv_lab.path))
+    last.claim(str(csv_lab.path))
+    newcomer = CsvSource(csv_lab.path, csv_lab.topic, Options(), last)
+    early = CsvSource(csv_lab.path, csv_lab.topic, Options(), first)  # il écarte « newcomer », qui s'était annoncé après
+    early.start(Saved())
+    assert early.send(time.monotonic())
+    newcomer.start(Saved(), anew=anew)  # refusée, la transaction recommence, après ce que l'autre a envoyé
+    newcomer.send(time.monotonic())
+    csv_lab.write("3,c\n")
+    assert newcomer.send(time.monotonic())
+    with pytest.raises(Fenced):
+        early.send(time.monotonic())
+    assert csv_lab.column() == (["1", "2", "1", "2", "3"] if anew else ["1", "2", "3"])
+    for source in (early, newcomer):
+        source.close()
