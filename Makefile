@@ -2,27 +2,45 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install demo test test-unit chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
-$(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt tableau/requirements.txt pyproject.toml
+# Ce qu'il faut pour les scripts et les serveurs.
+$(VENV)/installed: requirements.txt services/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installation des paquets dans $(VENV) (une minute ou deux, la première fois)…"
+	$(PIP) -r requirements.txt -r services/requirements.txt
 	@touch $@
 
-install: $(VENV)/installed  ## l'environnement virtuel .venv et tous les paquets
+# En plus, pour l'aperçu ; et pour les tests.
+$(VENV)/installed-%: $(VENV)/installed
+	$(PIP) -r $(filter %.txt,$^)
+	@touch $@
+$(VENV)/installed-apercu: tableau/requirements.txt
+$(VENV)/installed-dev: requirements-dev.txt tableau/requirements.txt
+$(VENV)/installed-extract: tableau/requirements-extract.txt
+
+# Arrêter, regarder, effacer n'installent rien : cela doit marcher sans réseau, sous des serveurs en marche.
+$(BIN)/python:
+	@echo "Rien n'est encore installé ici : « make services » installe et démarre." >&2; exit 1
+
+install: $(VENV)/installed  ## l'environnement virtuel .venv, pour les scripts et les serveurs
 
 demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérification au centime
 	$(BIN)/python -m services up
 	cd exercice3 && ../$(BIN)/python demo.py
 
-test: install    ## tous les tests, sur deux piles à part, côte à côte
+test: $(VENV)/installed-dev  ## tous les tests, sur deux piles à part, côte à côte
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit
 
 chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
 	cd exercice2 && ../$(BIN)/python chaos.py
@@ -41,11 +59,10 @@ bench-windows: services .venv-peers/installed  ## les fenêtres comparées à Fl
 bench-views: services  ## les tableaux de bord sur dix millions de ventes, avec et sans les vues
 	$(BIN)/python bench/views.py
 
-apercu: services  ## les tableaux de bord dans un navigateur, en direct
+apercu: $(VENV)/installed-apercu services  ## les tableaux de bord dans un navigateur, en direct
 	cd tableau && ../$(BIN)/python apercu.py
 
-twbx: services   ## tableau/ventes.twbx : le classeur Tableau et ses données en un seul fichier
-	$(BIN)/pip install --quiet --disable-pip-version-check -r tableau/requirements-extract.txt
+twbx: $(VENV)/installed-extract services  ## tableau/ventes.twbx : le classeur Tableau et ses données en un seul fichier
 	cd tableau && ../$(BIN)/python build_workbook.py --extract
 
 flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 2
@@ -54,7 +71,7 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
 
-lint: install    ## style et types
+lint: $(VENV)/installed-dev  ## style et types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,14 +79,14 @@ lint: install    ## style et types
 services: install  ## démarre les serveurs sans Docker
 	$(BIN)/python -m services up
 
-stop: install    ## arrête les serveurs
+stop: | $(BIN)/python    ## arrête les serveurs
 	$(BIN)/python -m services down
 
-status: install  ## état des serveurs
+status: | $(BIN)/python  ## état des serveurs
 	$(BIN)/python -m services status
 
-reconcile: install  ## compare les ventes à chaque étape, quand vous voulez
+reconcile: | $(BIN)/python  ## compare les ventes à chaque étape, quand vous voulez
 	cd exercice3 && ../$(BIN)/python reconcile.py
 
-reset: install   ## arrête les serveurs et efface toutes leurs données
-	$(BIN)/python -m services reset
+reset: | $(BIN)/python  ## arrête les serveurs, efface leurs données et les ventes exportées (OUI=1 : sans demander)
+	$(BIN)/python -m services reset $(if $(OUI),--oui)

@@ -16,6 +16,15 @@ from commun.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBPQ = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+LOCAL_HOST = "localhost"
+# Ce que vaut une variable de libpq qui n'est pas posée. Les noms de .env ne sont pas ceux de libpq : un PGUSER ou un
+# PGPORT qui traîne dans un terminal ne règle ni docker-compose ni « python -m services ».
+_LOCAL = {
+    "PGPORT": "PORT_POSTGRES", "PGDATABASE": "PIPELINE_DATABASE", "PGUSER": "PIPELINE_USER",
+    "PGPASSWORD": "PIPELINE_PASSWORD",
+}  # fmt: skip
+# Variables qui envoient les scripts ailleurs que sur la pile locale.
+_ELSEWHERE = ("MONGO_URI", "KAFKA_BOOTSTRAP_SERVERS", "PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE")
 
 
 @cache
@@ -29,6 +38,10 @@ def setting(name: str) -> str:
 
     Lève PipelineError si elle n'est ni dans l'un ni dans l'autre.
     """
+    if name == "PGHOST":
+        return os.environ.get(name) or LOCAL_HOST
+    if name in _LOCAL:
+        return os.environ.get(name) or setting(_LOCAL[name])
     value = os.environ.get(name) or defaults().get(name)
     if not value:
         raise PipelineError(
@@ -37,10 +50,25 @@ def setting(name: str) -> str:
     return value
 
 
+def elsewhere() -> list[str]:
+    """Variables de l'environnement qui mènent les scripts à d'autres serveurs que ceux de la pile locale."""
+    return [name for name in _ELSEWHERE if os.environ.get(name)]
+
+
+def data_folder() -> Path:
+    """Dossier de la pile locale : ``SERVICES_DATA``, sinon ``.data`` à la racine du projet."""
+    return Path(os.path.abspath(os.environ.get("SERVICES_DATA") or ROOT / ".data"))
+
+
+def export_dir() -> Path:
+    """Dossier des fichiers exportés : ``EXPORT_DIR``, sinon celui de la pile. Deux piles ne le partagent jamais."""
+    return Path(os.environ.get("EXPORT_DIR") or data_folder() / "exports")
+
+
 def bootstrap_servers() -> str:
     """Adresses des brokers : ``KAFKA_BOOTSTRAP_SERVERS``, sinon les trois ports de la pile locale."""
     ports = (setting(f"PORT_KAFKA{node}") for node in (1, 2, 3))
-    return os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or ",".join(f"localhost:{port}" for port in ports)
+    return os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or ",".join(f"{LOCAL_HOST}:{port}" for port in ports)
 
 
 def mongo_uri() -> str:
@@ -48,7 +76,7 @@ def mongo_uri() -> str:
     if uri := os.environ.get("MONGO_URI"):
         return uri
     user, password, database = (quote_plus(setting(f"MONGO_{part}")) for part in ("USER", "PASSWORD", "DATABASE"))
-    return f"mongodb://{user}:{password}@localhost:{setting('PORT_MONGO')}/{database}?authSource={database}"
+    return f"mongodb://{user}:{password}@{LOCAL_HOST}:{setting('PORT_MONGO')}/{database}?authSource={database}"
 
 
 def postgres_dsn(*, reader: bool = False, host: str | None = None) -> dict[str, Any]:
@@ -59,10 +87,10 @@ def postgres_dsn(*, reader: bool = False, host: str | None = None) -> dict[str, 
 
     libpq lit lui-même les autres variables (``PGSSLMODE``, ``PGSERVICE``, ``PGPASSFILE``…). Si
     ``PGSERVICE`` est posée, c'est lui qui décide de tout et .env n'ajoute rien. Dès que le
-    serveur n'est pas celui de .env, le mot de passe de .env ne lui est pas envoyé.
+    serveur n'est pas celui de la pile locale, le mot de passe de .env ne lui est pas envoyé.
     """
     names = LIBPQ | ({"password": "TABLEAU_PASSWORD"} if reader else {})
-    foreign = (host or os.environ.get("PGHOST", setting("PGHOST"))) != defaults().get("PGHOST")
+    foreign = (host or setting("PGHOST")) != LOCAL_HOST
     found = {
         key: setting(name)
         for key, name in ({} if "PGSERVICE" in os.environ else names).items()

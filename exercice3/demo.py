@@ -20,7 +20,7 @@ import psycopg2
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.settings import postgres_dsn, setting
+from commun.settings import elsewhere, postgres_dsn, setting
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000
@@ -95,6 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--count", type=positive(), default=COUNT, help="nombre de ventes")
     parser.option("--rate", type=positive(float, zero=True), default=RATE, help="ventes par seconde, 0 : au plus vite")
     parser.option("--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux exports")
+    parser.option("--any-server", action="store_true", help="aussi sur d'autres serveurs que ceux de la pile locale")
     return parser.parse(argv)
 
 
@@ -102,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     stop = Stop()
+    if (foreign := elsewhere()) and not args.any_server:
+        raise PipelineError(
+            f"demo.py n'envoie ses ventes inventées qu'à la pile locale, et l'environnement mène ailleurs "
+            f"({', '.join(foreign)}) : retirez ces variables, ou ajoutez --any-server."
+        )
     try:
         goal = ventes_in_postgres() + args.count
     except psycopg2.OperationalError as error:
@@ -143,7 +149,7 @@ Les serveurs restent en marche. Et maintenant :
   voir      : make apercu, puis http://localhost:8501
   Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
   psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
-  à la main : cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
+  à la main : source .venv/bin/activate && cd exercice3, puis python producer.py (les autres, dans d'autres terminaux)
   pannes    : .venv/bin/python -m services kill kafka2
   vérifier  : make reconcile
   arrêter   : make stop"""

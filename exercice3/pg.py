@@ -1,8 +1,8 @@
 """Charge dans PostgreSQL (table ventes) les fichiers CSV terminés par schedule_export.py.
 
-    python pg.py                           charge ce qui est nouveau, puis s'arrête
-    python pg.py --watch                   continue : un passage toutes les 5 secondes
-    python pg.py exports/ventes_data.csv   charge ce fichier-là
+    python pg.py                   charge ce qui est nouveau, puis s'arrête
+    python pg.py --watch           continue : un passage toutes les 5 secondes
+    python pg.py ventes_data.csv   charge ce fichier-là
 
 Garantit : un fichier chargé deux fois, à moitié écrit, ou chargé par deux programmes à la
 fois ne change rien ; la table n'est jamais remplacée, les vues et les connexions ouvertes
@@ -28,13 +28,12 @@ from psycopg2.extensions import cursor as Cursor
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import START_HINT, PipelineError
-from commun.settings import postgres_dsn
+from commun.settings import export_dir, postgres_dsn
 from exercice3.rows import BadFile, Rows
 
 log = logging.getLogger("pipeline")
 
 FOLDER = Path(__file__).parent
-EXPORT_DIR = FOLDER / "exports"
 LOTS = "ventes_[0-9]*.json"  # les manifestes des lots, sans celui de l'historique complet
 EVERY_SECONDS = 5.0
 SCHEMA_LOCK = 7_305_808  # un seul programme à la fois applique le schéma
@@ -225,7 +224,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="fichier", help="fichiers à charger, au lieu du dossier")
-    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
+    parser.option(
+        "--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers exportés"
+    )
     parser.option("--watch", action="store_true", help="continue à charger ce qui arrive")
     parser.option(
         "--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch"

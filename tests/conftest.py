@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-DATA = str(ROOT / ".data-tests" / f"pile{WORKER}")
+# Un chemin qu'un étudiant peut avoir : espaces, accent, et ce qui commente ou se remplace dans bien des réglages.
+DATA = str(ROOT / ".data-tests" / f"pile {WORKER} #1 ;é, 100%s")
 PORTS = {  # sous 32768 : au-delà, le système en prête un à n'importe quelle connexion sortante
     "PORT_KAFKA1": 19092,
     "PORT_KAFKA2": 19093,
@@ -24,17 +25,22 @@ PORTS = {  # sous 32768 : au-delà, le système en prête un à n'importe quelle
     "PORT_CONNECT": 18083,
     "PORT_FLINK": 18081,
     "PORT_MONGO": 17018,
-    "PGPORT": 15432,
+    "PORT_POSTGRES": 15432,
 }
 
 # Deux copies du projet essayées en même temps : TESTS_PORT_OFFSET=1000 (12000 au plus) décale les ports de l'une.
 SHIFT = 100 * WORKER + int(os.environ.get("TESTS_PORT_OFFSET") or 0)
 
+# Tout ce qui pourrait mener un script, ou un essai qui efface, ailleurs que sur la pile des essais. COLUMNS :
+# pytest-xdist impose 80, un script lit la largeur du terminal.
+FOREIGN = (
+    "PG", "MONGO", "KAFKA", "POSTGRES", "PIPELINE_", "PORT_", "SERVICES_", "CSV_", "TRANSACTIONS_", "VENTES_",
+    "EXPORT_", "FLINK_", "TABLEAU_", "LOG_LEVEL", "COLUMNS", "NO_COLOR",
+)  # fmt: skip
+for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    del os.environ[name]
 # Avant tout import du projet : les réglages se lisent dans l'environnement.
 os.environ |= {"SERVICES_DATA": DATA} | {name: str(port + SHIFT) for name, port in PORTS.items()}
-FOREIGN = ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST", "PGUSER", "PGPASSWORD", "PGDATABASE", "LOG_LEVEL")
-for name in (*FOREIGN, "COLUMNS"):  # COLUMNS : pytest-xdist impose 80, un script lit la largeur du terminal
-    os.environ.pop(name, None)
 
 pytest_plugins = ["tests.lab"]
 
@@ -64,7 +70,7 @@ def listening_addresses() -> set[str]:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[None]:
     """Les serveurs, démarrés une fois pour toute la session de tests, arrêtés à la fin."""
-    services("reset")
+    services("reset", "--oui")
     started = services("up", timeout=600)
     assert started.returncode == 0, started.stderr
     yield
@@ -72,7 +78,9 @@ def stack() -> Iterator[None]:
     assert stopped.returncode == 0, stopped.stderr
     left = [p.info for p in psutil.process_iter(["cmdline"]) if DATA in " ".join(p.info["cmdline"] or ())]
     assert not left, f"« down » a laissé des processus : {left}"
-    services("reset")
+    erased = services("reset", "--oui")
+    assert erased.returncode == 0, erased.stderr
+    assert not Path(DATA).exists(), "« reset » a laissé quelque chose"
 
 
 @pytest.fixture(autouse=True)

@@ -228,6 +228,8 @@ class Lab(Scripts):
             {"VENTES_TOPIC": self.topic, "VENTES_GROUP": f"{self.topic}-group", "EXPORT_DIR": str(self.exports)},
         )
         self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
+        self.client.admin.command("ping")
+        refuse_foreign("PORT_MONGO", (self.client.address or ("", 0))[1])
         self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
         for name in ("ventes", "lots_export"):
             self.mongo.drop_collection(name)
@@ -283,6 +285,7 @@ class Lab(Scripts):
         """Exécute une requête et renvoie ses lignes ; ``reader`` : avec le rôle tableau."""
         connection = psycopg2.connect(**postgres_dsn(reader=reader), connect_timeout=20)
         try:
+            refuse_foreign("PORT_POSTGRES", connection.info.port)
             with connection, connection.cursor() as cursor:
                 cursor.execute(query, parameters or None)
                 return cursor.fetchall() if cursor.description else []
@@ -293,6 +296,11 @@ class Lab(Scripts):
         """Nombre de ventes et somme des montants dans PostgreSQL."""
         ((count, amount),) = self.sql("SELECT count(*), coalesce(sum(montant), 0) FROM ventes")
         return count, amount
+
+
+def refuse_foreign(variable: str, port: int) -> None:
+    """Les essais effacent des tables : ils refusent tout serveur qui n'est pas sur le port de leur pile."""
+    assert port == int(os.environ[variable]), f"{variable} : le port {port} n'est pas celui de la pile des essais"
 
 
 def generated(count: int) -> Counter[str]:

@@ -136,7 +136,7 @@ def test_psql_line_works(lab: Lab) -> None:
     lab.run("schedule_export", "--once")
     lab.run("pg")
     (line,) = (line for line in commands() if line.startswith("psql "))
-    words = shlex.split(line.replace(defaults()["PGPORT"], setting("PGPORT")))
+    words = shlex.split(line.replace(defaults()["PORT_POSTGRES"], setting("PORT_POSTGRES")))
     done = subprocess.run([Stack().postgres_bin / "psql", *words[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {vente.region for vente in expected(10)} <= {row.split("|")[0].strip() for row in done.stdout.splitlines()}

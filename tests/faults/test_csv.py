@@ -176,7 +176,9 @@ def test_two_producers_start_together(csv_lab: CsvLab, *, anew: bool) -> None:
     first.claim(str(csv_lab.path))
     last.claim(str(csv_lab.path))
     newcomer = CsvSource(csv_lab.path, csv_lab.topic, Options(), last)
-    early = CsvSource(csv_lab.path, csv_lab.topic, Options(), first)  # il écarte « newcomer », qui s'était annoncé après
+    early = CsvSource(
+        csv_lab.path, csv_lab.topic, Options(), first
+    )  # il écarte « newcomer », qui s'était annoncé après
     early.start(Saved())
     assert early.send(time.monotonic())
     newcomer.start(Saved(), anew=anew)  # refusée, la transaction recommence, après ce que l'autre a envoyé

@@ -411,7 +411,8 @@ def test_wrong_option_exits_with_2(script: str) -> None:
         ("pg", [], {"PGPORT": "1"}, "PostgreSQL ne répond pas"),
         ("pg", [], {"PGPASSWORD": "faux"}, "refuse la connexion"),
         ("reconcile", [], {"PGPORT": "1"}, "PostgreSQL ne répond pas"),
-        ("demo", [], {"PGPORT": "1"}, "PostgreSQL ne répond pas"),
+        ("demo", [], {"PGPORT": "1"}, "l'environnement mène ailleurs (PGPORT)"),
+        ("demo", ["--any-server"], {"PGPORT": "1"}, "PostgreSQL ne répond pas"),
     ],
 )  # fmt: skip
 def test_a_missing_server_is_one_sentence(

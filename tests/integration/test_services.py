@@ -46,7 +46,7 @@ def test_a_taken_port_is_named(tmp_path: object) -> None:
         cwd=ROOT, env=os.environ | {"SERVICES_DATA": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    for variable, holder in (("PGPORT", "postgres"), ("PORT_KAFKA2", "java")):
+    for variable, holder in (("PORT_POSTGRES", "postgres"), ("PORT_KAFKA2", "java")):
         port = os.environ[variable]
         assert any(port in line and holder in line and variable in line for line in done.stderr.splitlines())
 

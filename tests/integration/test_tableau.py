@@ -564,7 +564,7 @@ def test_reading_says_what_is_wrong(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def preview(lab: Lab) -> Iterator[tuple[Running, str]]:
     """apercu.py en marche, et son adresse."""
-    port = str(int(setting("PGPORT")) + 50)
+    port = str(int(setting("PORT_POSTGRES")) + 50)
     address = f"http://localhost:{port}"
     running = Running([sys.executable, "apercu.py", "--port", port], lab.env, ROOT / "tableau")
     wait_until(lambda: _open(address), 60, lambda: running.text)

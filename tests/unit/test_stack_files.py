@@ -73,7 +73,7 @@ def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
     published = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert len(published) >= 8
     for port in published:
-        assert re.match(r"127\.0\.0\.1:\$\{(PORT_\w+|PGPORT)\}:", port), port
+        assert re.match(r"127\.0\.0\.1:\$\{(PORT_\w+)\}:", port), port
 
 
 def test_images_are_pinned(compose: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_compose_variables_are_in_env(compose: dict[str, Any]) -> None:
     text = COMPOSE.read_text(encoding="utf-8")
     used = set(re.findall(r"(?<!\$)\$\{(\w+)\}", text))
     assert used <= defaults().keys()
-    assert {name for name in defaults() if name.startswith("PORT_") or name == "PGPORT"} <= used
+    assert {name for name in defaults() if name.startswith("PORT_")} <= used
     assert set(PORT_VARIABLES.values()) <= used
 
 

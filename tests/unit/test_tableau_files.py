@@ -28,7 +28,7 @@ careless = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest
 
 def test_committed_files_are_what_the_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Les fichiers du dépôt sont ceux que build_workbook.py écrit, octet pour octet."""
-    monkeypatch.delenv("PGPORT")
+    monkeypatch.delenv("PORT_POSTGRES")
     assert build_workbook.main(["--output-dir", str(tmp_path)]) == 0
     for name in ("ventes.twb", "ventes.tds"):
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), f"python build_workbook.py récrit {name}"
