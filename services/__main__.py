@@ -316,6 +316,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # libpq les lit de lui-même : PGSERVICE ou PGOPTIONS changeraient nos questions
     stack = Stack()
     if args.command == "status":
         return status(stack)

@@ -128,7 +128,17 @@ def install(stack: Stack, say: Say) -> None:
                 raise PipelineError(f"Le dossier {folder} appartient à un autre compte : changez SERVICES_DATA.")
     _move_old_exports(stack, say)
     files = jars(say)
-    plugins = stack.data / "connect-plugins"
+    _prepare_connect(stack, files)
+    with ThreadPoolExecutor() as pool:
+        steps = [pool.submit(step, stack, say) for step in (_init_postgres, _init_mongodb)]
+        steps += [pool.submit(_format_kafka, stack, name, classpath(files)) for name in KAFKA_NODES]
+        for step in steps:
+            step.result()
+
+
+def _prepare_connect(stack: Stack, files: list[Path]) -> None:
+    """Le greffon de Kafka Connect, et le dossier que connector.json nomme, là où Connect travaille."""
+    plugins, exercise = stack.data / "connect-plugins", stack.data / "exercice1"
     plugins.mkdir(exist_ok=True)
     for old in plugins.iterdir():
         old.unlink()
@@ -136,12 +146,9 @@ def install(stack: Stack, say: Say) -> None:
         # Depuis Kafka 3.2, connect-file n'est plus sur le chemin par défaut : il lui faut un dossier de greffons.
         if jar.name.startswith("connect-file-"):
             (plugins / jar.name).symlink_to(jar)
-    stack.write_properties(plugins)
-    with ThreadPoolExecutor() as pool:
-        steps = [pool.submit(step, stack, say) for step in (_init_postgres, _init_mongodb)]
-        steps += [pool.submit(_format_kafka, stack, name, classpath(files)) for name in KAFKA_NODES]
-        for step in steps:
-            step.result()
+    exercise.unlink(missing_ok=True)
+    exercise.symlink_to(ROOT / "exercice1", target_is_directory=True)
+    stack.write_properties(plugins.name)
 
 
 def _move_old_exports(stack: Stack, say: Say) -> None:

@@ -51,7 +51,11 @@ PORT_VARIABLES = {
 
 @dataclass(frozen=True)
 class Service:
-    """Un processus de la pile : son nom, sa commande, son port et la variable qui le change."""
+    """Un processus de la pile : son nom, sa commande, son port et la variable qui le change.
+
+    Sa commande part du dossier des données : ses chemins y sont relatifs, car une virgule, un « # » ou un accent
+    du chemin entier seraient mal lus par l'un ou l'autre de ces programmes.
+    """
 
     name: str
     command: list[str]
@@ -61,7 +65,6 @@ class Service:
     stop_signal: str = "TERM"
     # Quand toute la pile s'arrête, le dernier broker attend un contrôleur qui n'est plus là : on ne l'attend pas.
     stop_seconds: int = 12
-    directory: Path | None = None  # dossier de travail ; par défaut celui des données, d'où des chemins relatifs
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -124,7 +127,7 @@ class Stack:
     def own_paths(self) -> list[Path]:
         """Ce que la pile écrit, et rien d'autre : c'est ce que « reset » efface. Les ventes exportées n'y sont pas."""
         names = (
-            *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")), "connect-plugins",
+            *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")), "connect-plugins", "exercice1",
             "mongodb-mongod", "mongodb-secantusdb", "mongodb-mongod.ready", "mongodb-secantusdb.ready",
             "postgres", "postgres.tmp", "packages", "packages.tmp", "flink", "flink-compare", "logs", "run",
             "supervisord.conf", "supervisord.pid", "supervisor.sock", "ports.json",
@@ -243,10 +246,7 @@ class Stack:
         return [
             *(self._service(name, self.java(classpath, "kafka.Kafka", f"{name}.properties")) for name in KAFKA_NODES),
             self._service(
-                "connect",
-                self.java(classpath, "org.apache.kafka.connect.cli.ConnectDistributed", os.path.relpath(
-                    self.data / "connect.properties", ROOT)),
-                directory=ROOT,  # connector.json nomme son fichier à partir de la racine du projet
+                "connect", self.java(classpath, "org.apache.kafka.connect.cli.ConnectDistributed", "connect.properties")
             ),
             self._service("mongodb", self.mongo_command(auth=True)),
             self._service(
@@ -272,7 +272,7 @@ class Stack:
         return [sys.executable, "-P", "-m", "secantus", "--host", "127.0.0.1", "--port", port, "--storage-path",
                 str(self.mongo_data), "--standalone", "--sync-on-commit", "--cache-size", "256M", *lock]  # fmt: skip
 
-    def write_properties(self, connect_plugins: Path) -> None:
+    def write_properties(self, connect_plugins: str) -> None:
         """Écrit la configuration de chaque nœud Kafka et de Connect : réglages communs + ceux de la pile."""
         voters = ",".join(
             f"{node}@127.0.0.1:{self.ports[name] + CONTROLLER_OFFSET}" for node, name in enumerate(KAFKA_NODES, start=1)
@@ -286,7 +286,7 @@ class Stack:
                 "listeners": f"HOST://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + CONTROLLER_OFFSET}",
                 "advertised.listeners": f"HOST://localhost:{port}",
                 "inter.broker.listener.name": "HOST",
-                "log.dirs": name,  # relatif : dans ce format, une virgule ou un accent du chemin serait mal lu
+                "log.dirs": name,
             }
             _write_properties(self.data / f"{name}.properties", shared, own)
         _write_properties(
@@ -296,8 +296,7 @@ class Stack:
                 "bootstrap.servers": ",".join(f"localhost:{self.ports[name]}" for name in KAFKA_NODES),
                 "listeners": f"http://127.0.0.1:{self.ports['connect']}",
                 "rest.advertised.host.name": "localhost",
-                # Relatif au dossier où tourne Connect, la racine du projet.
-                "plugin.path": os.path.relpath(connect_plugins, ROOT),
+                "plugin.path": connect_plugins,
             },
         )
 

@@ -199,7 +199,7 @@ class Supervisor:
             time.sleep(0.05)
 
     def _write_scripts(self, services: list[Service]) -> None:
-        """Un script par service : son dossier, ses variables, sa commande. Relu à chaque démarrage du service."""
+        """Un script par service : ses variables, sa commande. Relu à chaque démarrage du service."""
         self.scripts.mkdir(exist_ok=True)
         self.scripts.chmod(0o755)
         for service in services:
@@ -207,7 +207,6 @@ class Supervisor:
             lines = [
                 f"# {service.name}, tel que « python -m services » le lance depuis {self.stack.data}.",
                 *(f"export {name}={shlex.quote(value)}" for name, value in service.environment.items()),
-                *([f"cd {shlex.quote(str(service.directory))}"] if service.directory else []),
                 f"exec {shlex.join(service.command)}",
             ]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")

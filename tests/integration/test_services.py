@@ -1,5 +1,6 @@
 """La pile locale : relance, coupure, ports pris, mauvais usage."""
 
+import contextlib
 import math
 import os
 import signal
@@ -7,14 +8,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import psutil
+import psycopg2
+import psycopg2.extensions
 import pytest
 
 from commun.errors import PipelineError
-from commun.settings import ROOT, setting
+from commun.settings import ROOT, defaults, postgres_dsn, setting
 from services import __main__ as services_main
 from services import health
+from services import stack as stack_module
 from services.stack import Service, Stack
 from services.supervise import Supervisor
 from tests.conftest import listening_addresses, services
@@ -57,7 +63,7 @@ def test_the_first_failure_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     stack = Stack()
     monkeypatch.setattr(services_main, "READY_SECONDS", math.inf)
     monkeypatch.setattr(health, "checks", lambda _: {"kafka1": lambda: False, "connect": lambda: False})
-    monkeypatch.setattr(services_main, "is_running", lambda _, name: lambda: name != "connect")
+    monkeypatch.setattr(Supervisor, "is_alive", lambda _, name: name != "connect")
     with pytest.raises(PipelineError, match="connect s'est arrêté en démarrant"):
         services_main.await_services(stack, Supervisor(stack), ["kafka1", "connect"])
 
@@ -107,14 +113,130 @@ def test_stopped_then_restarted() -> None:
     assert services("status").returncode == 0
 
 
+def word(name: str) -> str:
+    """Ce que « status » dit d'un service."""
+    (line,) = [line for line in services("status").stdout.splitlines() if line.startswith(f"{name} ")]
+    return line[19:].strip()
+
+
+def open_postgres() -> psycopg2.extensions.connection:
+    """Une connexion à PostgreSQL, qui fait ce qu'on lui demande sans transaction."""
+    connection: psycopg2.extensions.connection = psycopg2.connect(**postgres_dsn())
+    connection.autocommit = True
+    return connection
+
+
+def slow_query() -> psycopg2.extensions.connection:
+    """Une connexion dont le serveur calcule sans jamais regarder si le chef est encore là."""
+    connection: psycopg2.extensions.connection = psycopg2.connect(**postgres_dsn(), async_=1)
+    wait_select(connection)
+    connection.cursor().execute("SELECT count(*) FROM generate_series(1, 1000000000) AS n WHERE n % 7 = 3")
+    return connection
+
+
+def wait_select(connection: psycopg2.extensions.connection) -> None:
+    """Attend qu'une connexion asynchrone soit prête."""
+    while connection.poll() != psycopg2.extensions.POLL_OK:
+        time.sleep(0.02)
+
+
 def test_paused_then_resumed() -> None:
-    """Un service gelé ne répond plus, réveillé il répond."""
-    assert services("pause", "connect").returncode == 0
-    try:
-        assert services("status").stdout.count("tourne mais ne répond pas") == 1
-    finally:
-        assert services("resume", "connect").returncode == 0
+    """Un service gelé l'est en entier, « status » le dit sans attendre ; réveillé, il répond."""
+    with contextlib.closing(open_postgres()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        ((backend,),) = cursor.fetchall()
+        assert services("pause", "postgres").returncode == 0
+        try:
+            assert word("postgres").startswith("gelé")
+            assert psutil.Process(backend).status() == psutil.STATUS_STOPPED
+        finally:
+            assert services("resume", "postgres").returncode == 0
+        cursor.execute("SELECT 1")
+        assert word("postgres").startswith("répond")
+
+
+@pytest.mark.parametrize("command", ["stop", "kill"])
+def test_postgres_leaves_no_process(command: str) -> None:
+    """PostgreSQL tué en pleine requête, ou gelé puis arrêté : aucun de ses processus ne reste, et il redémarre."""
+    with contextlib.closing(slow_query()):
+        family = Supervisor(Stack()).tree("postgres")
+        assert len(family) > 5
+        if command == "stop":
+            assert services("pause", "postgres").returncode == 0
+        assert services(command, "postgres").returncode == 0
+        assert [process for process in family if process.is_running()] == []
+    assert word("postgres") == ("mort" if command == "kill" else "arrêté")
+    done = services("restart", "postgres")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_service_that_cannot_start_is_told_and_mended() -> None:
+    """Mort en démarrant : la fin de son journal, le mot « mort », et il le reste ; réparé, « up » le démarre."""
+    path = Stack().data / "kafka3.properties"
+    good = path.read_text(encoding="utf-8")
+    path.write_text(good.replace("process.roles=", "process.roles=rien,"), encoding="utf-8")
+    done = services("restart", "kafka3")
+    path.write_text(good, encoding="utf-8")
+    assert done.returncode == 1
+    assert "kafka3 s'est arrêté en démarrant. Fin de son journal" in done.stderr
+    assert word("kafka3").startswith("mort (code ")
+    assert services("stop", "kafka3").returncode == 0
     assert services("up").returncode == 0
+    assert word("kafka3").startswith("répond")
+
+
+def test_a_dead_supervisor_is_told_and_replaced() -> None:
+    """Superviseur tué : « status » nomme ce qui tourne sans lui ; « up » remplace tout, sans port pris ni doublon."""
+    supervisor = Supervisor(Stack())
+    family = psutil.Process(int(supervisor._rpc("getPID"))).children(recursive=True)
+    psutil.Process(int(supervisor._rpc("getPID"))).kill()
+    status = services("status")
+    assert status.returncode == 1
+    assert "tournent sans superviseur" in status.stdout
+    done = services("up")
+    assert done.returncode == 0, done.stderr
+    assert [process for process in family if process.is_running()] == []
+
+
+def test_the_stack_is_found_from_any_terminal(tmp_path: Path) -> None:
+    """Un autre TMPDIR, des variables de libpq, MongoDB ou Kafka qui traînent : la même pile, et elle répond."""
+    foreign = {"TMPDIR": str(tmp_path), "PGDATABASE": "x", "PGUSER": "postgres", "PGPORT": "1", "MONGO_USER": "x",
+               "MONGO_DATABASE": "x", "KAFKA_BOOTSTRAP_SERVERS": "x:1",
+               "PGSERVICE": "x", "PIPELINE_PASSWORD": "x"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "services", "status"],
+        cwd=tmp_path, env=os.environ | foreign, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("répond ") == 6
+
+
+def test_a_running_stack_keeps_its_ports() -> None:
+    """Un port demandé ailleurs : « up » dit lequel la pile a ; les autres commandes la retrouvent où elle est."""
+    env = os.environ | {"PORT_MONGO": "21"}
+    command = [sys.executable, "-m", "services"]
+    done = subprocess.run([*command, "up"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("PORT_MONGO=21, mais cette pile tourne avec mongodb sur le port ")
+    assert f"posez PORT_MONGO={Stack().ports['mongodb']}." in done.stderr
+    done = subprocess.run([*command, "status"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "server"),
+    [("PIPELINE_PASSWORD", "postgres", "PostgreSQL"), ("PIPELINE_DATABASE", "postgres", "PostgreSQL"),
+     ("MONGO_PASSWORD", "mongodb", "MongoDB")],
+)  # fmt: skip
+def test_a_changed_password_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, variable: str, name: str, server: str
+) -> None:
+    """Un compte de .env qui n'est plus celui du premier démarrage : une phrase, tout de suite, et sa cure."""
+    changed = defaults() | {variable: "autre"}
+    monkeypatch.setattr(stack_module, "defaults", lambda: changed)
+    stack = Stack()
+    with pytest.raises(PipelineError, match=f"{server} refuse le compte .* remettez l'ancien"):
+        services_main.await_services(stack, Supervisor(stack), [name])
 
 
 def test_logs_and_status() -> None:

@@ -1,0 +1,261 @@
+"""Le dossier d'une pile : ce qui est à elle, ce qui ne l'est pas, et ce que « reset » efface ; sans aucun serveur."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commun import settings
+from commun.errors import PipelineError
+from commun.settings import ROOT
+from services import __main__ as services_main
+from services import health, install
+from services.__main__ import duration
+from services.stack import SOCKET_BYTES, WITNESS, Stack
+from services.supervise import State, Supervisor, _state
+
+
+def run(*arguments: str, data: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """« python -m services … », sans terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "services", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, text=True, timeout=60,
+        env=os.environ | {"SERVICES_DATA": str(data)} | variables, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def everything(folder: Path) -> set[str]:
+    """Tous les fichiers d'un dossier."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def old_stack(tmp_path: Path) -> Path:
+    """Le dossier d'une pile arrêtée, où quelqu'un a rangé autre chose."""
+    data = tmp_path / "pile"
+    ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "ports.json",
+            "exports/ventes_000001_abc.csv", "exports/ventes_000001_abc.json", "exports/ventes_data.csv",
+            "exports/.ventes_000002_abc.csv.12345678.tmp")  # fmt: skip
+    for name in (*ours, "exports/mes notes.txt", "ventes_2024.csv", "these.tex"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text("x")
+    return data
+
+
+def test_reset_removes_what_the_stack_wrote_and_says_so(old_stack: Path, tmp_path: Path) -> None:
+    """Les données et les ventes exportées partent ; le reste demeure et se nomme ; EXPORT_DIR n'est pas touché."""
+    elsewhere = tmp_path / "ailleurs"
+    elsewhere.mkdir()
+    (elsewhere / "ventes_000001_abc.csv").write_text("x")
+    done = run("reset", "--oui", data=old_stack, EXPORT_DIR=str(elsewhere))
+    assert done.returncode == 0, done.stderr
+    assert everything(old_stack) == {"exports/mes notes.txt", "ventes_2024.csv", "these.tex"}
+    assert f"Effacé : les données des serveurs de {old_stack}, et 4 fichiers de ventes exportées." in done.stderr
+    assert "Laissé : exports, these.tex, ventes_2024.csv" in done.stderr
+    assert f"EXPORT_DIR={elsewhere}" in done.stderr
+    assert everything(elsewhere) == {"ventes_000001_abc.csv"}
+
+
+def test_reset_removes_the_folder_when_nothing_else_is_there(tmp_path: Path) -> None:
+    """Rien d'autre que la pile : son dossier part aussi."""
+    (tmp_path / "pile" / "logs").mkdir(parents=True)
+    (tmp_path / "pile" / WITNESS).touch()
+    assert run("reset", "--oui", data=tmp_path / "pile").returncode == 0
+    assert not (tmp_path / "pile").exists()
+
+
+def test_reset_refuses_a_folder_that_is_not_a_stack(tmp_path: Path) -> None:
+    """Un dossier sans témoin, même nommé par SERVICES_DATA, même avec des noms comme les nôtres."""
+    for name in ("these.tex", "logs/mesures.log", "postgres/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("trois ans de travail")
+    before = everything(tmp_path)
+    done = run("reset", "--oui", data=tmp_path)
+    assert (done.returncode, everything(tmp_path)) == (1, before)
+    assert "n'est pas le dossier d'une pile : rien n'est effacé" in done.stderr
+
+
+def test_reset_wants_a_yes(old_stack: Path) -> None:
+    """Sans terminal, il faut --oui : rien n'est effacé, et c'est dit."""
+    before = everything(old_stack)
+    done = run("reset", data=old_stack)
+    assert (done.returncode, everything(old_stack)) == (1, before)
+    assert "demande --oui" in done.stderr
+
+
+@pytest.mark.parametrize(("answer", "erased"), [("o\n", True), ("\n", False), ("non\n", False), ("\x04", False)])
+def test_reset_asks_on_a_terminal(old_stack: Path, answer: str, *, erased: bool) -> None:
+    """Dans un terminal, la question ; sans un oui, rien ne part."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services", "reset"], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+        env=os.environ | {"SERVICES_DATA": str(old_stack)},
+    )  # fmt: skip
+    os.close(theirs)
+    text = ""
+    while "[o/N]" not in text:
+        text += os.read(ours, 1000).decode()
+    os.write(ours, answer.encode())
+    assert process.wait(30) == 0
+    os.close(ours)
+    assert (old_stack / "kafka1").exists() is not erased
+    assert (old_stack / "these.tex").exists()
+
+
+def test_two_stacks_do_not_share_their_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Les exports par défaut sont ceux de la pile ; EXPORT_DIR l'emporte."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path))
+    assert settings.export_dir() == Stack().exports == tmp_path / "exports"
+    monkeypatch.delenv("SERVICES_DATA")
+    assert settings.export_dir() == ROOT / ".data" / "exports"
+    monkeypatch.setenv("EXPORT_DIR", "ailleurs")
+    assert settings.export_dir() == Path("ailleurs")
+
+
+def test_up_refuses_a_folder_full_of_other_things(tmp_path: Path) -> None:
+    """Une pile ne s'installe pas parmi les fichiers de quelqu'un ; des exports seuls ne gênent pas."""
+    (tmp_path / "these.tex").write_text("x")
+    done = run("up", data=tmp_path)
+    assert done.returncode == 1
+    assert "n'est pas vide et n'est pas celui d'une pile" in done.stderr
+    assert everything(tmp_path) == {"these.tex"}
+
+
+def test_a_folder_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent, vide, avec des exports, ou laissé par une version d'avant le témoin : c'est notre dossier."""
+    for number, names in enumerate(([], ["exports/ventes_000001_abc.csv"], ["supervisord.conf", "kafka1.properties"])):
+        data = tmp_path / str(number)
+        for name in names:
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / name).touch()
+        monkeypatch.setenv("SERVICES_DATA", str(data))
+        Stack().adopt()
+        assert Stack().is_ours()
+    monkeypatch.setenv("SERVICES_DATA", "/proc/nulle/part")
+    with pytest.raises(PipelineError, match="Impossible d'écrire"):
+        Stack().adopt()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="donner un fichier à un autre compte demande root")
+def test_another_account_s_stack_is_named(tmp_path: Path) -> None:
+    """La pile d'un autre compte n'est ni démarrée ni effacée : on dit à qui elle est."""
+    (tmp_path / WITNESS).touch()
+    os.chown(tmp_path, 65534, 65534)
+    for command in (["up"], ["kill", "kafka1"], ["reset", "--oui"]):
+        done = run(*command, data=tmp_path)
+        assert done.returncode == 1
+        assert "celle du compte « nobody »" in done.stderr
+
+
+def test_the_stack_is_the_same_wherever_one_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TMPDIR ne change rien ; un chemin trop long pour une socket passe par /tmp, sous le nom du propriétaire."""
+    for name in ("court", "long" * 40):
+        monkeypatch.setenv("SERVICES_DATA", str(tmp_path / name))
+        monkeypatch.setenv("TMPDIR", "/var")
+        first = Supervisor(Stack()).socket
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert Supervisor(Stack()).socket == first
+        assert len(os.fsencode(first)) <= SOCKET_BYTES
+    assert str(first).startswith(f"/tmp/streaming-data-pipeline-{os.getuid()}-")
+
+
+def test_a_foreign_variable_never_reaches_our_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comptes, bases et mots de passe de la pile ne viennent que de .env ; ses ports, de PORT_… et de lui."""
+    names = ("PIPELINE_USER", "PIPELINE_PASSWORD", "PIPELINE_DATABASE", "MONGO_USER", "MONGO_PASSWORD", "CLUSTER_ID")
+    before = [Stack.account(name) for name in names]
+    ports = Stack().ports
+    for name in (
+        *names,
+        "PGPORT",
+        "PGUSER",
+        "PGDATABASE",
+        "PGHOST",
+        "PGSERVICE",
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "MONGO_URI",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert [Stack.account(name) for name in names] == before
+    assert Stack().ports == ports
+    monkeypatch.setenv("PORT_MONGO", "4321")
+    assert Stack().ports["mongodb"] == 4321
+
+
+def test_scripts_follow_libpq_s_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Les scripts, eux, suivent PGPORT et les autres ; sans elles, .env."""
+    for name, local in (("PGPORT", "PORT_POSTGRES"), ("PGUSER", "PIPELINE_USER"), ("PGDATABASE", "PIPELINE_DATABASE")):
+        assert settings.setting(name) == settings.setting(local)
+        monkeypatch.setenv(name, "42")
+        assert settings.setting(name) == "42"
+    assert settings.elsewhere() == ["PGPORT", "PGDATABASE"]
+
+
+@pytest.mark.parametrize(
+    ("info", "word", "alive"),
+    [
+        ({"statename": "RUNNING", "pid": 12}, "", True),
+        ({"statename": "STOPPING", "pid": 12}, "", True),
+        ({"statename": "STOPPED", "pid": 0}, "arrêté", False),
+        ({"statename": "STARTING", "pid": 0}, "arrêté", False),
+        ({"statename": "EXITED", "pid": 0, "exitstatus": 3}, "mort (code 3)", False),
+        ({"statename": "EXITED", "pid": 0, "exitstatus": -1}, "mort", False),
+        ({"statename": "BACKOFF", "pid": 0, "exitstatus": 1}, "mort (code 1)", False),
+        ({"statename": "FATAL", "pid": 0}, "mort", False),
+    ],
+)
+def test_states_of_the_supervisor(info: dict[str, object], word: str, *, alive: bool) -> None:
+    """Chaque état de supervisord a son mot ; un service mort n'est pas un service arrêté."""
+    state = _state({"name": "connect", "exitstatus": 0, "start": 10, "now": 15} | info)
+    assert (state.word, state.alive) == (word, alive)
+
+
+def test_a_refused_account_is_not_a_mute_server() -> None:
+    """Le mot de passe de .env a changé : c'est dit, au lieu de « ne répond pas » ; et l'attente s'arrête là."""
+
+    def refuses() -> bool:
+        raise PipelineError(health.REFUSED.format(server="PostgreSQL", user="pipeline"))
+
+    state = State("postgres", "", os.getpid(), 3)
+    assert "refuse le compte « pipeline » de .env" in services_main.describe(state, refuses)
+    with pytest.raises(PipelineError, match="remettez l'ancien"):
+        health.wait("postgres", refuses, 60, lambda: True, Path("absent.log"))
+
+
+def test_exports_of_the_former_place_follow_their_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Les fichiers de exercice3/exports passent dans la pile par défaut, une fois, et jamais dans une autre."""
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    old = tmp_path / "exercice3" / "exports"
+    old.mkdir(parents=True)
+    (old / "ventes_000001_abc.csv").touch()
+    said: list[str] = []
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "autre"))
+    install._move_old_exports(Stack(), said.append)
+    assert old.exists()
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / ".data"))
+    (tmp_path / ".data").mkdir()
+    for _ in range(2):
+        install._move_old_exports(Stack(), said.append)
+    assert everything(tmp_path) == {".data/exports/ventes_000001_abc.csv"}
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7500, "2 h 05"), (200_000, "2 j")],
+)
+def test_durations_are_readable(seconds: int, text: str) -> None:
+    """« depuis 1451 s » ne se lit pas."""
+    assert duration(seconds) == text
+
+
+def test_the_tests_forget_every_foreign_variable() -> None:
+    """Avec PGSERVICE ou MONGO_URI dans le terminal, les essais ne vont que sur leurs propres ports."""
+    foreign = dict.fromkeys(("PGSERVICE", "PGHOSTADDR", "PGPASSFILE", "MONGO_URI", "MONGO_USER", "KAFKA_SASL_USERNAME",
+                             "EXPORT_DIR", "VENTES_TOPIC", "PORT_MONGO", "PIPELINE_USER"), "ailleurs")  # fmt: skip
+    code = "import os, tests.conftest; print(*[n for n, v in os.environ.items() if v == 'ailleurs'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | foreign, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
