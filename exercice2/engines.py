@@ -95,11 +95,13 @@ def flink_reads_to_end(config: Config, case: Case, stop: Stop | None = None) -> 
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> Iterator[Process]:
+def process(
+    command: Sequence[str], log_path: Path, environment: Mapping[str, str], folder: Path = FOLDER
+) -> Iterator[Process]:
     """Un processus que le Ctrl-C du terminal n'atteint pas, arrêté à la fin quoi qu'il arrive."""
     with log_path.open("wb") as file:
         started = subprocess.Popen(
-            command, cwd=FOLDER, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
+            command, cwd=folder, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
         )
     try:
         yield started
@@ -120,11 +122,11 @@ def run_flink(flink: Flink, names: Mapping[str, str], settings: Mapping[str, str
     jobmanager, taskmanager, _ = flink.services(install.classpath(install.jar_files("flink")))
     health.refuse_taken_ports([jobmanager, taskmanager])
     flink.write_config(**settings)
-    logs = flink.stack.logs
+    logs, data = flink.stack.logs, flink.stack.data
     try:
         with (
-            process(jobmanager.command, logs / "compare-flink.log", {**jobmanager.environment, **names}) as job,
-            process(taskmanager.command, logs / "compare-taskmanager.log", {}) as worker,
+            process(jobmanager.command, logs / "compare-flink.log", {**jobmanager.environment, **names}, data) as job,
+            process(taskmanager.command, logs / "compare-taskmanager.log", {}, data) as worker,
         ):
             yield job, worker
     finally:

@@ -46,8 +46,8 @@ class Flink:
     def services(self, classpath: str) -> list[Service]:
         """Le JobManager et les deux TaskManagers."""
         environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)} | {
-            "FLINK_CONF_DIR": str(self.home),
-            "FLINK_STATE": str(self.home / "state"),
+            "FLINK_CONF_DIR": self._relative_home,
+            "FLINK_STATE": f"{self._relative_home}/state",
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers(),
         }
         start = ["bash", str(self.job / "start-job.sh")]
@@ -61,7 +61,12 @@ class Flink:
         return services
 
     def _options(self, name: str) -> list[str]:
-        return ["--configDir", str(self.home), "-D", f"io.tmp.dirs={self.home / 'tmp' / name}"]
+        return ["--configDir", self._relative_home, "-D", f"io.tmp.dirs={Path(self._relative_home, 'tmp', name)}"]
+
+    @property
+    def _relative_home(self) -> str:
+        """Vu du dossier des données, d'où ces commandes partent : Flink couperait un chemin à sa première virgule."""
+        return os.path.relpath(self.home, self.stack.data)
 
     def clear(self, name: str) -> None:
         """Efface les fichiers provisoires de ``name``, qui ne tourne pas : un ``kill -9`` les laisse."""

@@ -22,6 +22,7 @@ case $FLINK_BY in
 esac
 
 # Une photographie ne vaut que pour le job qui l'a prise : un dossier par topic et par clé.
+[[ $FLINK_STATE == /* ]] || FLINK_STATE=$PWD/$FLINK_STATE
 state=$FLINK_STATE/$TRANSACTIONS_TOPIC-$FLINK_BY
 sql=$(<"$(dirname "$0")/fenetres.sql")
 for name in KAFKA_BOOTSTRAP_SERVERS TRANSACTIONS_TOPIC TRANSACTIONS_FENETRES_FLINK FLINK_BY; do
