@@ -57,14 +57,19 @@ def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+def family() -> list[psutil.Process]:
+    """Le superviseur de la pile des tests et tous ses descendants."""
+    try:
+        supervisor = psutil.Process(int(Path(DATA, "supervisord.pid").read_text()))
+        return [supervisor, *supervisor.children(recursive=True)]
+    except (OSError, psutil.NoSuchProcess):
+        return []
+
+
 def listening_addresses() -> set[str]:
     """Adresses où les processus de la pile des tests écoutent."""
-    found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if DATA in " ".join(process.info["cmdline"] or ()):
-            connections = process.net_connections("tcp")
-            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
-    return found
+    connections = [connection for process in family() for connection in process.net_connections("tcp")]
+    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +79,11 @@ def stack() -> Iterator[None]:
     started = services("up", timeout=600)
     assert started.returncode == 0, started.stderr
     yield
+    processes = family()
+    assert len(processes) > len(PORTS), "la pile ne tourne plus"
     stopped = services("down")
     assert stopped.returncode == 0, stopped.stderr
-    left = [p.info for p in psutil.process_iter(["cmdline"]) if DATA in " ".join(p.info["cmdline"] or ())]
+    left = [process for process in processes if process.is_running()]
     assert not left, f"« down » a laissé des processus : {left}"
     erased = services("reset", "--oui")
     assert erased.returncode == 0, erased.stderr

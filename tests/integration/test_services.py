@@ -23,7 +23,7 @@ from services import health
 from services import stack as stack_module
 from services.stack import Service, Stack
 from services.supervise import Supervisor
-from tests.conftest import listening_addresses, services
+from tests.conftest import family, listening_addresses, services
 from tests.lab import Lab, expected, ids
 
 pytestmark = pytest.mark.usefixtures("stack")
@@ -159,12 +159,12 @@ def test_paused_then_resumed() -> None:
 def test_postgres_leaves_no_process(command: str) -> None:
     """PostgreSQL tué en pleine requête, ou gelé puis arrêté : aucun de ses processus ne reste, et il redémarre."""
     with contextlib.closing(slow_query()):
-        family = Supervisor(Stack()).tree("postgres")
-        assert len(family) > 5
+        tree = Supervisor(Stack()).tree("postgres")
+        assert len(tree) > 5
         if command == "stop":
             assert services("pause", "postgres").returncode == 0
         assert services(command, "postgres").returncode == 0
-        assert [process for process in family if process.is_running()] == []
+        assert [process for process in tree if process.is_running()] == []
     assert word("postgres") == ("mort" if command == "kill" else "arrêté")
     done = services("restart", "postgres")
     assert done.returncode == 0, done.stderr
@@ -187,15 +187,14 @@ def test_a_service_that_cannot_start_is_told_and_mended() -> None:
 
 def test_a_dead_supervisor_is_told_and_replaced() -> None:
     """Superviseur tué : « status » nomme ce qui tourne sans lui ; « up » remplace tout, sans port pris ni doublon."""
-    supervisor = Supervisor(Stack())
-    family = psutil.Process(int(supervisor._rpc("getPID"))).children(recursive=True)
-    psutil.Process(int(supervisor._rpc("getPID"))).kill()
+    supervisor, *others = family()
+    supervisor.kill()
     status = services("status")
     assert status.returncode == 1
     assert "tournent sans superviseur" in status.stdout
     done = services("up")
     assert done.returncode == 0, done.stderr
-    assert [process for process in family if process.is_running()] == []
+    assert [process for process in others if process.is_running()] == []
 
 
 def test_the_stack_is_found_from_any_terminal(tmp_path: Path) -> None:
@@ -263,9 +262,8 @@ def test_a_power_cut_loses_nothing(lab: Lab) -> None:
     lab.consume(500)
     lab.run("schedule_export", "--once")
     lab.run("pg")
-    data = str(Stack().data)
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        if data in " ".join(process.info["cmdline"] or ()):
+    for process in family():
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
     done = services("up")
     assert done.returncode == 0, done.stderr

@@ -171,3 +171,23 @@ def test_no_password_in_the_scripts() -> None:
     for path in files:
         for password in passwords:
             assert password not in path.read_text(encoding="utf-8"), path
+
+
+def test_stopping_installs_nothing(tmp_path: Path) -> None:
+    """Arrêter, regarder, effacer : sans réseau, même si les listes de paquets viennent de changer."""
+    targets = ("stop", "status", "reset", "reconcile")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.txt", "services/requirements.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for target in targets:
+        done = subprocess.run(["make", target], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "« make services » installe" in done.stderr) == (2, True), target
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "pip" not in done.stdout, target
+    done = subprocess.run(["make", "-n", "services"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "pip install" in done.stdout
+    assert "requirements-dev" not in done.stdout, "les outils des développeurs ne sont pas de « make demo »"
