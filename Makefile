@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help install demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt tableau/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
