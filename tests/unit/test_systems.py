@@ -1,6 +1,7 @@
 """Ce qui change d'un système à l'autre : chaque différence, l'autre système simulé, et rien de tel ailleurs."""
 
 import ast
+import ctypes
 import errno
 import io
 import os
@@ -22,6 +23,9 @@ from commun.settings import ROOT
 
 FOLDERS = ("commun", "exercice1", "exercice2", "exercice3", "tableau")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="simulé ailleurs ; ici, c'est le vrai")
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def test_nobody_reads_any_more(windows: pytest.MonkeyPatch, capfd: pytest.Captur
 
 def test_without_poll_the_reader_is_supposed_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows n'a pas select.poll."""
-    monkeypatch.delattr("select.poll")
+    monkeypatch.delattr("select.poll", raising=False)
     assert not systems.reader_gone()
 
 
@@ -138,7 +142,7 @@ def test_a_wait_lasts_what_it_should(monkeypatch: pytest.MonkeyPatch, platform: 
 class Asked:
     """Un processus qui note ce qu'on lui demande."""
 
-    def __init__(self, error: OSError | None = None) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.error, self.asked = error, list[object]()
 
     def send_signal(self, number: int) -> None:
@@ -155,12 +159,13 @@ class Asked:
 def test_a_windows_process_is_asked_not_killed(windows: pytest.MonkeyPatch) -> None:
     """Ctrl-Pause, dans un groupe à lui ; sans console pour le porter, terminate."""
     process: Any = Asked()
-    systems.ask_to_stop(process)
+    assert systems.ask_to_stop(process)
     assert process.asked == [1]
     assert systems.own_group() == {"creationflags": 0x200}
-    process = Asked(OSError(errno.EINVAL, "no console"))
-    systems.ask_to_stop(process)
-    assert process.asked == [1, "terminate"]
+    for error in (OSError(errno.EINVAL, "no console"), SystemError("returned a result with an exception set")):
+        process = Asked(error)
+        assert not systems.ask_to_stop(process)
+        assert process.asked == [1, "terminate"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="le vrai Windows a son propre chemin")
@@ -173,7 +178,7 @@ def test_a_posix_process_is_asked_too() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert os.getsid(process.pid) == process.pid
-        systems.ask_to_stop(process)
+        assert systems.ask_to_stop(process)
         assert process.wait(30) == 0
 
 
@@ -270,30 +275,36 @@ def test_macos_goes_through_the_disk_cache(tmp_path: Path, monkeypatch: pytest.M
     assert calls == (["F_FULLFSYNC 51"] * 2 if known else ["F_FULLFSYNC 51", "fsync"] * 2)
 
 
+@on_posix
 def test_an_open_file_is_nobody_s_prisoner(tmp_path: Path, windows: pytest.MonkeyPatch) -> None:
     """Windows : la poignée est demandée avec FILE_SHARE_DELETE, sans quoi un éditeur ne pourrait plus enregistrer."""
     path = tmp_path / "f.csv"
     path.write_bytes(b"contenu")
     asked: list[tuple[object, ...]] = []
+    handles = [77, ctypes.c_void_p(-1).value]
 
-    def create_file(*arguments: object) -> int:
+    def create_file(*arguments: object) -> int | None:
         asked.append(arguments)
-        return 77
+        return handles[len(asked) - 1]
 
-    native_open = os.open
-    winapi = types.SimpleNamespace(GENERIC_READ=1 << 31, OPEN_EXISTING=3, CreateFile=create_file)
-    msvcrt = types.SimpleNamespace(open_osfhandle=lambda handle, flags: native_open(path, os.O_RDONLY))
-    windows.setitem(sys.modules, "_winapi", winapi)
+    kernel = types.SimpleNamespace(CreateFileW=create_file)
+    msvcrt = types.SimpleNamespace(open_osfhandle=lambda handle, flags: os.open(path, os.O_RDONLY))
     windows.setitem(sys.modules, "msvcrt", msvcrt)
+    windows.setattr(ctypes, "WinDLL", lambda *_, **__: kernel, raising=False)
+    windows.setattr(ctypes, "get_last_error", lambda: errno.ENOENT, raising=False)
+    windows.setattr(ctypes, "WinError", lambda number: OSError(number, "introuvable"), raising=False)
     with systems.open_shared(path) as file:
         assert file.read() == b"contenu"
     ((name, access, share, _, disposition, *_),) = asked
     assert (name, access, share, disposition) == (str(path), 1 << 31, 7, 3)
+    with pytest.raises(FileNotFoundError) as absent:
+        systems.open_shared(path)
+    assert absent.value.filename == str(path)
 
 
 def test_open_shared_reads_what_comes(tmp_path: Path) -> None:
     """Sans tampon : ce qui s'ajoute se lit aussitôt, et le fichier se renomme et s'efface pendant ce temps."""
-    path = tmp_path / "f.csv"
+    path = tmp_path / "ventes d'été.csv"
     path.write_bytes(b"a")
     with systems.open_shared(path) as file:
         assert file.read() == b"a"
@@ -414,17 +425,17 @@ def test_only_systems_knows_the_system(path: Path) -> None:
 IMPORT_ALL = """
 import importlib, os, select, signal, subprocess, sys
 names, ours = sys.argv[1:], ("commun", "exercice1", "exercice2", "exercice3", "services", "tableau")
-for name in names:
+for name in names if sys.platform != "win32" else ():
     importlib.import_module(name)
 for name in [name for name in sys.modules if name.split(".")[0] in ours]:
     del sys.modules[name]
 for name in ("fcntl", "pwd", "grp", "termios", "resource", "syslog", "pty", "tty"):
     sys.modules[name] = None
 for name in ("getuid", "geteuid", "getgid", "getpgid", "killpg", "setsid", "fork", "mkfifo", "O_DIRECTORY"):
-    delattr(os, name)
+    vars(os).pop(name, None)
 for name in ("SIGKILL", "SIGSTOP", "SIGCONT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD"):
-    delattr(signal, name)
-del select.poll, select.epoll
+    vars(signal).pop(name, None)
+vars(select).pop("poll", None)
 sys.platform = "win32"
 for name in names:
     try:
