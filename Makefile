@@ -10,7 +10,7 @@ help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt tableau/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+	@$(PYTHON) -c 'import os, shutil, sys; v = sys.version_info[:2]; mongod = shutil.which(os.environ.get("MONGOD") or "mongod"); sys.exit(None if (3, 11) <= v <= (3, 13) or v == (3, 14) and mongod else "Il faut Python 3.11, 3.12 ou 3.13, ou 3.14 avec mongod (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
