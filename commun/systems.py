@@ -104,8 +104,9 @@ def ask_to_stop(process: "subprocess.Popen[Any]") -> bool:
     personne pour le porter : le processus est tué, et la réponse est faux.
     """
     if sys.platform == "win32":
-        with contextlib.suppress(OSError, SystemError):  # SystemError : os.kill, jusqu'à Python 3.12
-            process.send_signal(signal.CTRL_BREAK_EVENT)
+        # Et non process.send_signal : sans console, os.kill tue net et laisse derrière lui une erreur (Python 3.12).
+        kernel = ctypes.WinDLL("kernel32")
+        if process.poll() is not None or kernel.GenerateConsoleCtrlEvent(signal.CTRL_BREAK_EVENT, process.pid):
             return True
     process.terminate()
     return sys.platform != "win32"

@@ -142,14 +142,14 @@ def test_a_wait_lasts_what_it_should(monkeypatch: pytest.MonkeyPatch, platform: 
 class Asked:
     """Un processus qui note ce qu'on lui demande."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.asked = error, list[object]()
+    pid = 77
 
-    def send_signal(self, number: int) -> None:
+    def __init__(self, code: int | None = None) -> None:
+        self.code, self.asked = code, list[object]()
+
+    def poll(self) -> int | None:
         """Voir subprocess.Popen."""
-        self.asked.append(number)
-        if self.error:
-            raise self.error
+        return self.code
 
     def terminate(self) -> None:
         """Voir subprocess.Popen."""
@@ -158,14 +158,25 @@ class Asked:
 
 def test_a_windows_process_is_asked_not_killed(windows: pytest.MonkeyPatch) -> None:
     """Ctrl-Pause, dans un groupe à lui ; sans console pour le porter, terminate."""
+    sent: list[tuple[int, int]] = []
+    console = [1]
+
+    def generate(event: int, group: int) -> int:
+        sent.append((event, group))
+        return console[0]
+
+    kernel = types.SimpleNamespace(GenerateConsoleCtrlEvent=generate)
+    windows.setattr(ctypes, "WinDLL", lambda *_, **__: kernel, raising=False)
     process: Any = Asked()
     assert systems.ask_to_stop(process)
-    assert process.asked == [1]
+    assert (sent, process.asked) == ([(1, 77)], [])
     assert systems.own_group() == {"creationflags": 0x200}
-    for error in (OSError(errno.EINVAL, "no console"), SystemError("returned a result with an exception set")):
-        process = Asked(error)
-        assert not systems.ask_to_stop(process)
-        assert process.asked == [1, "terminate"]
+    console[0] = 0
+    assert not systems.ask_to_stop(process)
+    assert process.asked == ["terminate"]
+    process = Asked(3)  # fini tout seul : son code veut dire quelque chose
+    assert systems.ask_to_stop(process)
+    assert process.asked == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="le vrai Windows a son propre chemin")
