@@ -8,11 +8,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 .PHONY: help install demo test test-unit chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Ce qu'il faut pour les scripts et les serveurs.
 $(VENV)/installed: requirements.txt services/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+	@$(PYTHON) -c 'import os, shutil, sys; v = sys.version_info[:2]; mongod = shutil.which(os.environ.get("MONGOD") or "mongod"); sys.exit(None if (3, 11) <= v <= (3, 13) or v == (3, 14) and mongod else "Il faut Python 3.11, 3.12 ou 3.13, ou 3.14 avec mongod (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installation des paquets dans $(VENV) (une minute ou deux, la première fois)…"
 	$(PIP) -r requirements.txt -r services/requirements.txt

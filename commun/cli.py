@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+from commun import systems
 from commun.errors import PipelineError
 
 log = logging.getLogger("pipeline")
@@ -109,14 +110,14 @@ def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callabl
 
 
 class Stop:
-    """Demande d'arrêt : Ctrl-C ou SIGTERM lève le drapeau, le script finit ce qui est en vol.
+    """Demande d'arrêt : Ctrl-C ou SIGTERM (Windows : Ctrl-Pause) lève le drapeau, le script finit ce qui est en vol.
 
     Un second Ctrl-C n'attend plus et interrompt le script.
     """
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in systems.stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -128,26 +129,24 @@ class Stop:
 
     def wait(self, seconds: float) -> bool:
         """Attend au plus ``seconds`` secondes ; vrai si l'arrêt est demandé."""
-        return self._event.wait(max(0.0, seconds))
+        return systems.wait(self._event, seconds)
 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Exécute ``main`` et termine le processus : 0 réussi ou arrêté, 1 empêché, 2 mauvais usage."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    systems.use_utf8()
     try:
         code = main()
         sys.stdout.flush()
     except PipelineError as error:
         code = _failed(str(error))
-    except BrokenPipeError:
-        # « | head » a fermé le tube : ce n'est pas une erreur, et plus rien n'est à écrire.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except KeyboardInterrupt:
         code = _failed("Interrompu avant la fin.")
     except Exception as error:
+        if systems.is_broken_pipe(error):
+            # « | head » a fermé le tube : ce n'est pas une erreur, et plus rien n'est à écrire.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         code = _failed(
             f"Erreur imprévue : {error} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail."
         )

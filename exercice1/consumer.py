@@ -15,18 +15,18 @@ Ensuite : exercice3/consumer.py fait la même lecture, et écrit dans une base.
 
 import argparse
 import logging
-import select
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
 from commun.kafka import client_config, connect, ensure_topics, place, readable, rewind
+from commun.systems import reader_gone
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -60,13 +60,20 @@ def details(message: Message, wanted: Sequence[str]) -> dict[str, Any]:
             case "offset":
                 found[name] = message.offset()
             case "time":
-                found[name] = datetime.fromtimestamp(message.timestamp()[1] / 1000).isoformat(timespec="milliseconds")  # noqa: DTZ006 - l'heure de qui regarde
+                found[name] = _local_time(*message.timestamp())
             case "key":
                 key = message.key()
                 found[name] = None if key is None else key.decode("utf-8", "replace")
             case _:
                 found |= {header: _readable(value) for header, value in dict(message.headers() or {}).items()}
     return found
+
+
+def _local_time(kind: int, milliseconds: int) -> str | None:
+    """L'heure de qui regarde. Sans heure, Kafka dit -1, dont Windows ne sait pas faire une date."""
+    if kind == TIMESTAMP_NOT_AVAILABLE:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000).isoformat(timespec="milliseconds")  # noqa: DTZ006
 
 
 def _readable(value: bytes | str | None) -> str | None:
@@ -90,15 +97,6 @@ class Screen:
                 lines = [as_raw(record) for record in records]
         sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
         sys.stdout.buffer.flush()
-
-
-def reader_gone() -> bool:
-    """Vrai si la sortie est un tube que personne ne lit plus (« | head »), avant même d'y écrire."""
-    if not hasattr(select, "poll"):  # Windows
-        return False
-    poller = select.poll()
-    poller.register(sys.stdout.fileno(), 0)
-    return bool(poller.poll(0))
 
 
 def remember(consumer: Consumer, messages: Sequence[Message]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from commun.systems import open_shared
 from exercice1.csv_tail import Chunk, Header, HeaderError, Options, Place, RowParser, read_header
 
 log = logging.getLogger("pipeline")
@@ -30,6 +31,9 @@ SETTLE_SECONDS = 0.5  # un fichier réécrit est jugé quand il n'a plus bougé 
 SETTLE_MAX_SECONDS = 5.0  # … ou au plus tard après celui-ci
 MISSING_SECONDS = 0.25  # un fichier absent est cherché moins souvent
 HINT_SECONDS = 2.0  # une dernière ligne inachevée depuis ce temps mérite une explication
+
+
+Identity = tuple[int | None, int | None]  # périphérique (None : inconnu), inode (None : aucun fichier)
 
 
 class Mark(NamedTuple):
@@ -75,7 +79,8 @@ class OpenCsv:
 
     def __init__(self, file: BinaryIO, options: Options, marks: Iterable[Mark]) -> None:
         self.file, self.options, self.marks = file, options, list(marks)
-        self.inode = os.fstat(file.fileno()).st_ino
+        stat = os.fstat(file.fileno())
+        self.inode, self.identity = stat.st_ino, (stat.st_dev, stat.st_ino)
         self.parser: RowParser | None = None  # None tant que l'en-tête n'est pas lu
         self._read_to = 0
         self._head = self._window = b""
@@ -200,6 +205,11 @@ class Follower:
         """Inode du fichier en cours de lecture, ou du dernier qui l'a été."""
         return self._current.inode if self._current else self.saved.inode
 
+    @property
+    def identity(self) -> Identity:
+        """Ce même fichier, avec son périphérique s'il est ouvert : deux disques ont les mêmes numéros d'inode."""
+        return self._current.identity if self._current else (None, self.saved.inode)
+
     def read(self, now: float, *, final: bool = False) -> Chunk | None:
         """Le morceau suivant, ou None s'il n'y a rien de nouveau. ``now`` : une horloge monotone, en secondes.
 
@@ -321,7 +331,7 @@ class Follower:
             self.settling = False
             self._say(f"{self.path} n'est plus là : j'attends son retour.")
             return None
-        if stat.st_ino == current.inode:
+        if (stat.st_dev, stat.st_ino) == current.identity:
             if current.pending and now - self._grown_at > HINT_SECONDS and not self.settling:
                 self._say(current.hint(self.path))
             return None
@@ -389,17 +399,29 @@ class Follower:
 
 def _open_file(path: Path) -> BinaryIO | None:
     try:
-        return path.open("rb", buffering=0)
+        return open_shared(path)
     except FileNotFoundError:
         return None
 
 
-def inode(path: Path) -> int | None:
-    """Inode du fichier que ``path`` désigne, None s'il n'existe pas."""
+def identities(path: Path) -> set[Identity]:
+    """Identité du fichier que ``path`` désigne, avec et sans son périphérique ; vide s'il n'existe pas."""
     try:
-        return path.stat().st_ino
+        stat = path.stat()
     except OSError:
-        return None
+        return set()
+    return {(stat.st_dev, stat.st_ino), (None, stat.st_ino)}
+
+
+def unreadable(path: Path) -> str | None:
+    """Pourquoi ``path``, qui existe, ne se lit pas : ses droits, ou un programme qui le tient (Excel) ; sinon None."""
+    try:
+        file = _open_file(path)
+    except OSError as error:
+        return f"{path} ne peut pas être lu ({error.strerror})."
+    if file is not None:
+        file.close()
+    return None
 
 
 def inherited(path: Path, known: Iterable[Saved]) -> Saved:

@@ -35,7 +35,7 @@ from commun.transaction import POSITIONS_CONFIG, Positions, Stopped
 from exercice1 import csv_tail
 from exercice1.csv_tail import Options
 from exercice1.exactly_once import CsvSource, Fenced, load_saved
-from exercice1.follow import Saved, inherited, inode
+from exercice1.follow import Saved, identities, inherited, unreadable
 
 log = logging.getLogger("pipeline")
 
@@ -72,16 +72,18 @@ class Watch:
         self.positions = Positions(config, f"{args.topic}-positions", stop)
         self.sources: dict[Path, CsvSource] = {}
         self.fenced: set[Path] = set()
+        self.unreadable: dict[Path, str] = {}  # ceux qui sont là mais ne s'ouvrent pas, et pourquoi
 
     def scan(self) -> None:
         """Prend en charge les fichiers nouveaux, à la place que Kafka a retenue."""
-        followed = {source.follower.inode for source in self.sources.values()}
+        followed = {source.follower.identity for source in self.sources.values()}
         new = [
             path
             for path in find(self.args.files)
             # Un fichier renommé est encore lu sous son ancien nom : on attend qu'il ne le soit plus.
-            if path not in self.sources and path not in self.fenced and inode(path) not in followed
+            if path not in self.sources and path not in self.fenced and not followed & identities(path)
         ]
+        new = [path for path in new if self._opens(path)]
         if not new:
             return
         self.positions.claim(*map(str, new))
@@ -94,6 +96,16 @@ class Watch:
             anew = self.args.from_start
             saved = Saved() if anew else known.get(str(path)) or inherited(path, others)
             self._unless_fenced(path, partial(source.start, saved, anew=anew))
+
+    def _opens(self, path: Path) -> bool:
+        """Vrai si ``path`` s'ouvre ou n'existe pas encore ; sinon il attend, et c'est dit une fois."""
+        reason = unreadable(path)
+        if reason is None:
+            self.unreadable.pop(path, None)
+        elif self.unreadable.get(path) != reason:
+            self.unreadable[path] = reason
+            log.warning("%s J'attends.", reason)
+        return reason is None
 
     def _unless_fenced(self, path: Path, action: Callable[[], object]) -> bool:
         try:
@@ -135,7 +147,8 @@ class Watch:
     def unread(self) -> list[str]:
         """Pourquoi certains fichiers ne sont pas lus, une phrase par fichier."""
         followers = [source.follower for source in self.sources.values()]
-        return [f.refused or f"{f.path} n'existe pas." for f in followers if f.refused or f.inode is None]
+        refused = [f.refused or f"{f.path} n'existe pas." for f in followers if f.refused or f.inode is None]
+        return [*self.unreadable.values(), *refused]
 
 
 def find(names: Sequence[str]) -> list[Path]:
@@ -216,7 +229,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     files = os.environ.get("CSV_FILES", str(SAMPLE)).split(os.pathsep)
     parser.add_argument(
         "files", nargs="*", default=files, metavar="FICHIER",
-        help="fichiers, dossiers (leurs .csv) ou motifs [variable CSV_FILES ; défaut : data/ventes.csv]",
+        help=f"fichiers, dossiers (leurs .csv) ou motifs [variable CSV_FILES, séparés par « {os.pathsep} » ; "
+        "défaut : data/ventes.csv]",
     )  # fmt: skip
     parser.option("--topic", env="CSV_TOPIC", default=TOPIC, help="topic où écrire")
     parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")

@@ -20,6 +20,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -47,6 +48,7 @@ FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un bro
 LONG_SECONDS = 40.0  # plus que le délai de livraison du producteur (30 s) : sa transaction est annulée
 LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne
 SETTLE_SECONDS = 5.0
+LOGS = Path(tempfile.gettempdir()) / "chaos"
 DRAIN_SECONDS = 180.0  # patience, à la fin, pour que tout soit validé
 
 
@@ -73,7 +75,7 @@ class Script:
 
     def kill(self) -> None:
         """``kill -9``."""
-        self.send(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
     def end(self) -> int:
@@ -296,7 +298,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--seconds", type=positive(float), default=900.0, help="durée des pannes")
     parser.option("--rate", type=positive(float), default=200.0, help="transactions par seconde")
     parser.option("--seed", type=positive(zero=True), help="graine des pannes et des transactions")
-    parser.option("--logs", type=Path, default=Path("/tmp/chaos"), help="dossier des journaux")  # noqa: S108
+    parser.option("--logs", type=Path, default=LOGS, help="dossier des journaux")
     args = parser.parse(argv)
     args.seed = secrets.randbits(16) if args.seed is None else args.seed
     return args

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
@@ -25,13 +26,13 @@ from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import Config, client_config, connect, delete_topics, ensure_topics
 from commun.transaction import Stopped
-from exercice2.engines import Case, Engines, Outcome
 from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.results import ALL
 from exercice2.sources import REPLAY_START
 from exercice2.transactions import Transaction, disorder, generate, to_json
-from services import install
-from services.stack import Stack
+
+if TYPE_CHECKING:
+    from exercice2.engines import Outcome
 
 log = logging.getLogger("pipeline")
 
@@ -77,7 +78,7 @@ def push_watermark(producer: Producer, topic: str, partitions: int, end: datetim
 # --- Comparer ---
 
 
-def show(outcomes: list[Outcome]) -> bool:
+def show(outcomes: "list[Outcome]") -> bool:
     """Affiche les comptes, et quelques lignes qui diffèrent ; vrai si toutes sont égales, une fois chacune."""
     print(LINE.format("partitions", "par", "fenêtres", "moniteur", "Flink", "communes", "lignes"))
     for outcome in outcomes:
@@ -105,13 +106,14 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
-    stop, stack = Stop(), Stack()
+    from exercice2.engines import Case, Engines  # noqa: PLC0415 - demande les serveurs sans Docker
+
+    stop = Stop()
     config = client_config({}, bootstrap=args.bootstrap_servers)
     prefix = f"comparaison-{uuid.uuid4().hex[:8]}"
     ensure_topics(config)  # Kafka répond-il ?
-    stack.logs.mkdir(parents=True, exist_ok=True)
-    install.jars(log.info, "flink")
-    outcomes, engines = list[Outcome](), Engines(config, stack, stop)
+    engines = Engines(config, stop)
+    outcomes: list[Outcome] = []
     try:
         for partitions in [args.partitions] if args.partitions else DISORDER:
             topic = f"{prefix}-{partitions}"

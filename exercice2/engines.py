@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Stop
 from commun.errors import PipelineError
 from commun.kafka import Config, connect, ensure_topics
+from commun.systems import own_group
 from commun.transaction import Stopped, bounds, read_topic
 from exercice2.kafka_monitor import count_partitions
 from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
@@ -26,6 +28,8 @@ from exercice2.results import ALL
 from services import health, install
 from services.flink import Flink
 from services.stack import JOBMANAGER, Stack
+
+log = logging.getLogger("pipeline")
 
 FOLDER = Path(__file__).resolve().parent
 KINDS = {"HOP": (), "OVER": ("--slide", "event")}  # options du moniteur
@@ -101,7 +105,7 @@ def process(
     """Un processus que le Ctrl-C du terminal n'atteint pas, arrêté à la fin quoi qu'il arrive."""
     with log_path.open("wb") as file:
         started = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
+            command, cwd=folder, env={**os.environ, **environment}, stdout=file, stderr=file, **own_group()
         )
     try:
         yield started
@@ -148,10 +152,12 @@ class Outcome(NamedTuple):
 
 
 class Engines:
-    """Les deux moteurs, lancés sur un même cas."""
+    """Les deux moteurs, lancés sur un même cas ; les jars de Flink sont téléchargés s'ils manquent."""
 
-    def __init__(self, config: Config, stack: Stack, stop: Stop) -> None:
-        self.config, self.stack, self.stop = config, stack, stop
+    def __init__(self, config: Config, stop: Stop) -> None:
+        self.config, self.stack, self.stop = config, Stack(), stop
+        self.stack.logs.mkdir(parents=True, exist_ok=True)
+        install.jars(log.info, "flink")
 
     def compare(self, case: Case) -> list[Outcome]:
         """Les deux moteurs lisent le topic du cas, par la même clé."""

@@ -21,6 +21,7 @@ import psycopg2
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.settings import elsewhere, postgres_dsn, setting
+from commun.systems import ACTIVATE, ask_to_stop, own_group
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000
@@ -38,7 +39,7 @@ class Script:
         command = [sys.executable, f"{name}.py", *options]
         print(f"$ cd exercice3 && python {name}.py {' '.join(options)}".rstrip(), flush=True)
         self.process = subprocess.Popen(
-            command, cwd=FOLDER, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+            command, cwd=FOLDER, stderr=subprocess.PIPE, text=True, encoding="utf-8", **own_group()
         )
         threading.Thread(target=self._repeat, daemon=True).start()
 
@@ -55,8 +56,9 @@ class Script:
 
     def finish(self) -> int:
         """Demande l'arrêt comme Ctrl-C et attend ; renvoie le code de sortie."""
-        self.process.terminate()
-        return self.process.wait(60)
+        asked = ask_to_stop(self.process)
+        code = self.process.wait(60)
+        return code if asked else 0  # tué faute de pouvoir demander : son code ne dit rien
 
 
 def ventes_in_postgres() -> int:
@@ -149,7 +151,7 @@ Les serveurs restent en marche. Et maintenant :
   voir      : make apercu, puis http://localhost:8501
   Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
   psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
-  à la main : source .venv/bin/activate && cd exercice3, puis python producer.py (les autres, dans d'autres terminaux)
+  à la main : {ACTIVATE}, cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
   pannes    : .venv/bin/python -m services kill kafka2
   vérifier  : make reconcile
   arrêter   : make stop"""

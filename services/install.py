@@ -4,7 +4,6 @@ Chaque étape s'achève par un fichier témoin ou un renommage : interrompue (Ct
 coupure), elle recommence proprement au démarrage suivant.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from pymongo.errors import PyMongoError
 
 from commun.errors import PipelineError
 from commun.settings import ROOT
+from commun.systems import locked
 from services.stack import CONFIG, KAFKA_NODES, Stack
 
 with warnings.catch_warnings():
@@ -79,8 +79,7 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     found: list[Path] = []
     cache = Path(GlobalSettings.load().repo_cache)
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".verrou").open("w") as lock_file, ThreadPoolExecutor(8) as pool:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
+    with locked(cache / ".verrou"), ThreadPoolExecutor(8) as pool:
         try:
             said = time.monotonic()
             for path in pool.map(fetch, wanted):

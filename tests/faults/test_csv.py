@@ -13,7 +13,7 @@ from commun.kafka import client_config, ensure_topics
 from commun.transaction import POSITIONS_CONFIG, Positions
 from exercice1.csv_tail import Options
 from exercice1.exactly_once import CsvSource, Fenced, load_saved
-from exercice1.follow import Saved, inode
+from exercice1.follow import Saved
 from tests.conftest import services
 from tests.lab import CsvLab, NeverStopped, wait_until
 
@@ -75,7 +75,7 @@ def test_killed_in_a_loop(csv_lab: CsvLab) -> None:
         producer.wait_for("Surveillance")
         if number % 5 == 0:
             # Un fichier renommé sans avoir jamais été vu ne serait pas retrouvé : on attend qu'il le soit.
-            wait_until(lambda: not writer.turn.is_set() and seen(csv_lab) == inode(csv_lab.path), 30)
+            wait_until(lambda: not writer.turn.is_set() and seen(csv_lab) == csv_lab.path.stat().st_ino, 30)
             writer.turn.set()
         time.sleep(dice.uniform(0.1, 1.0))
         assert producer.stop(signal.SIGKILL) == -signal.SIGKILL

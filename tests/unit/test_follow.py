@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from exercice1.csv_tail import Options, Row
-from exercice1.follow import CHUNK_BYTES, MARKS, Follower, Saved, inherited, inode
+from exercice1.follow import CHUNK_BYTES, MARKS, Follower, Saved, identities, inherited, unreadable
 
 HEADER = "n,texte\n"
 
@@ -241,10 +241,10 @@ def test_a_renamed_file_is_not_read_twice(path: Path, reader: Reader) -> None:
     reader.read()
     old = path.with_name("ancien.csv")
     path.rename(old)
-    assert inode(old) == reader.follower.inode
+    assert reader.follower.identity in identities(old)
     path.write_text(HEADER + rows(2), encoding="utf-8")
     assert reader.read() == ["2"]
-    assert inode(old) != reader.follower.inode
+    assert reader.follower.identity not in identities(old)
     start = inherited(old, [reader.saved])
     append(old, rows(3))
     heir = Reader(old)
@@ -254,6 +254,41 @@ def test_a_renamed_file_is_not_read_twice(path: Path, reader: Reader) -> None:
     copy.write_text(HEADER + rows(1), encoding="utf-8")
     assert inherited(copy, [reader.saved]) == Saved()
     heir.follower.close()
+
+
+def test_two_disks_have_the_same_inodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deux fichiers de même numéro d'inode, chacun sur son disque, sont deux fichiers."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    for path in (first, second):
+        path.write_text(HEADER + rows(1), encoding="utf-8")
+    real = os.stat_result
+    stats = {path: os.stat(path) for path in (first, second)}
+    twin = real([*stats[second][:1], stats[first].st_ino, stats[first].st_dev + 1, *stats[second][3:]])
+    reader = Reader(first)
+    assert reader.read() == ["1"]
+    monkeypatch.setattr(Path, "stat", lambda self: twin if self == second else stats[self])
+    assert identities(first) & {reader.follower.identity}
+    assert not identities(second) & {reader.follower.identity}
+    reader.follower.close()
+    assert identities(first) & {reader.follower.identity}  # fermé, seul l'inode est retenu
+
+
+def test_a_file_that_cannot_be_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent, il sera attendu ; là mais fermé à nous (droits, Excel), il y a une raison, et le lecteur attend."""
+    assert unreadable(path) is None
+    path.write_text(HEADER + rows(1), encoding="utf-8")
+    assert unreadable(path) is None
+
+    def locked(name: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(name))
+
+    monkeypatch.setattr("exercice1.follow.open_shared", locked)
+    assert "ne peut pas être lu" in (unreadable(path) or "")
+    reader = Reader(path)
+    assert reader.read() == []
+    monkeypatch.undo()
+    assert reader.read() == ["1"]
+    reader.follower.close()
 
 
 class Life(RuleBasedStateMachine):
