@@ -37,7 +37,7 @@ from services.health import Check
 from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
 from services.supervise import State, Supervisor
 
-READY_SECONDS = 90
+READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 ANSWERS = "répond"
 LOG_LINES = 40
 

@@ -183,7 +183,7 @@ def _init_postgres(stack: Stack, say: Say) -> None:
     # Tout se fait dans un dossier provisoire, renommé à la fin : interrompu, cela recommence.
     draft = stack.postgres_data.with_name("postgres.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp", ignore_cleanup_errors=True) as name:
         # Le serveur n'écoute encore que sur une socket de ce dossier (un chemin court : 107 octets au plus).
         private = Path(name)
         password = private / "password"

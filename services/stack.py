@@ -267,6 +267,8 @@ class Stack:
         if self.mongod:
             return [self.mongod, "--dbpath", str(self.mongo_data), "--port", port, "--bind_ip", "127.0.0.1",
                     "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", *lock]  # fmt: skip
+        if importlib.util.find_spec("secantus") is None:  # pas de paquet pour ce Python ou cette machine
+            raise PipelineError("Ni mongod ni SecantusDB ici : installez mongod, ou dites où il est avec MONGOD.")
         # --sync-on-commit : sans lui, un kill -9 perd des documents déjà confirmés. -P : le dossier de travail,
         # celui des données, n'est pas un dossier de modules.
         return [sys.executable, "-P", "-m", "secantus", "--host", "127.0.0.1", "--port", port, "--storage-path",
