@@ -1,0 +1,90 @@
+"""Un constat, la recherche des constats en parallèle, leur affichage. Bibliothèque standard seulement."""
+
+import importlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
+WORDS = {OK: "ok", WARNING: "attention", PROBLEM: "problème", UNKNOWN: "inconnu"}
+COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
+CHECK_SECONDS = 5.0  # au-delà, un contrôle est dit « inconnu » : on ne l'attend plus
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Un constat : ce qui a été contrôlé, son état, une phrase, et le remède s'il en faut un."""
+
+    check: str
+    state: str
+    message: str
+    cure: str = ""
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def load(module: str) -> dict[str, Check]:
+    """Les contrôles de ``services.doctor.<module>`` ; s'il ne s'importe pas, un seul, qui dit pourquoi."""
+    try:
+        checks: dict[str, Check] = importlib.import_module(f"services.doctor.{module}").CHECKS
+        return checks
+    except ImportError as error:
+        lack = Finding(module, UNKNOWN, f"pas regardé : il manque un paquet ({error.name or error})",
+                       "Voyez la ligne « paquets ».")  # fmt: skip
+        return {module: lambda: [lack]}
+
+
+def examine(checks: dict[str, Check], seconds: float = CHECK_SECONDS) -> list[Finding]:
+    """Tous les constats, dans l'ordre des contrôles. Ne lève rien, et n'attend personne plus de ``seconds`` secondes."""
+    found: dict[str, list[Finding]] = {}
+
+    def one(name: str, check: Check) -> None:
+        try:
+            found[name] = list(check())
+        except Exception as error:  # un contrôle qui se trompe n'empêche pas les autres
+            reason = " ".join(str(error).split()) or "sans message"
+            found[name] = [Finding(name, UNKNOWN, f"contrôle impossible : {reason} ({type(error).__name__})")]
+
+    threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in checks.items()]
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = f"pas de réponse en {seconds:g} s"
+    return [finding for name in checks for finding in found.get(name, [Finding(name, UNKNOWN, late)])]
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """La liste des constats : check, state (ok, warning, problem ou unknown), message, cure."""
+    return json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2)
+
+
+def as_text(findings: Sequence[Finding], *, colour: bool) -> str:
+    """Un constat par ligne, son remède en dessous, et les comptes à la fin."""
+    lines = []
+    width = max((len(finding.check) for finding in findings), default=0)
+    for finding in findings:
+        word = f"{WORDS[finding.state]:<9}"
+        word = f"\033[{COLOURS[finding.state]}m{word}\033[0m" if colour else word
+        lines.append(f"{word} {finding.check:<{width}}  {finding.message}")
+        if finding.cure:
+            lines.append(f"{'':<9} {'':<{width}}  → {finding.cure}")
+    return "\n".join([*lines, "", summary(findings)])
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """« 1 problème, 2 avertissements, rien d'inconnu. »"""
+    count = Counter(finding.state for finding in findings)
+
+    def several(number: int, word: str) -> str:
+        return f"{number} {word}{'s' if number > 1 else ''}"
+
+    parts = [several(count[PROBLEM], "problème"), several(count[WARNING], "avertissement")]
+    parts += [several(count[UNKNOWN], "contrôle") + " sans réponse"] if count[UNKNOWN] else []
+    verdict = "quelque chose arrêterait les scripts" if count[PROBLEM] else "rien n'arrêterait les scripts"
+    return f"{', '.join(parts)} : {verdict}."
