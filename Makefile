@@ -4,18 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install doctor demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
+# Une phrase si Python n'est pas de ceux du projet.
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+
 $(VENV)/installed: requirements.txt requirements-dev.txt services/requirements.txt tableau/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Il faut Python 3.11, 3.12 ou 3.13 (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 install: $(VENV)/installed  ## l'environnement virtuel .venv et tous les paquets
+
+doctor:          ## ce qui arrêterait les scripts, et le remède de chaque chose ; n'installe rien
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(CHECK_PYTHON) && $(PYTHON)) -m services.doctor
 
 demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérification au centime
 	$(BIN)/python -m services up

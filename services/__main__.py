@@ -3,6 +3,7 @@
     python -m services up            démarre tout et attend que chaque service réponde
     python -m services down          arrête tout, les données restent
     python -m services status        qui tourne, sur quel port, depuis quand
+    python -m services doctor        ce qui arrêterait les scripts, et le remède de chaque chose
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
     python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
@@ -28,6 +29,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from commun.cli import Parser, run
+
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # avant les autres imports : il dit quel paquet manque
+    from services.doctor.__main__ import main as doctor
+
+    run(lambda: doctor(sys.argv[2:]))
+
 from commun.errors import PipelineError
 from commun.settings import ROOT
 from services import health, install
@@ -205,7 +212,8 @@ def alone(stack: Stack) -> Iterator[None]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options de la ligne de commande."""
     parser = Parser(__doc__, prog="python -m services")
-    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock")
+    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock",
+                "doctor")  # fmt: skip
     names = (*NAMES, *FLINK_NAMES)
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))

@@ -45,35 +45,59 @@ def judge_engine(engine: Engine | None, state: str) -> Finding:
     """Le moteur répond-il ? ``engine`` : None sans Docker ; ``state`` : la gravité de son absence ici."""
     if engine is None:
         if state == PROBLEM:
-            return Finding("Docker", PROBLEM, "ni Docker, ni les paquets des serveurs sans Docker ne sont installés",
-                           "« pip install -r services/requirements.txt », puis « python -m services up ».")  # fmt: skip
+            return Finding(
+                "Docker",
+                PROBLEM,
+                "ni Docker, ni les paquets des serveurs sans Docker ne sont installés",
+                "« pip install -r services/requirements.txt », puis « python -m services up ».",
+            )
         return Finding("Docker", OK, "n'est pas installé ; les serveurs sans Docker s'en passent")
     if "permission denied" in engine.error.lower():
-        return Finding("Docker", state, "votre compte n'a pas le droit de parler au moteur de Docker",
-                       "« sudo usermod -aG docker $USER », puis fermez et rouvrez votre session.")  # fmt: skip
+        return Finding(
+            "Docker",
+            state,
+            "votre compte n'a pas le droit de parler au moteur de Docker",
+            "« sudo usermod -aG docker $USER », puis fermez et rouvrez votre session.",
+        )
     if engine.error:
-        return Finding("Docker", state, f"le moteur ne répond pas : {engine.error}",
-                       "Démarrez Docker (Docker Desktop, ou « sudo systemctl start docker ») ; sans Docker, « make "
-                       "services ».")  # fmt: skip
+        return Finding(
+            "Docker",
+            state,
+            f"le moteur ne répond pas : {engine.error}",
+            "Démarrez Docker (Docker Desktop, ou « sudo systemctl start docker ») ; sans Docker, « make services ».",
+        )
     text = f"moteur {engine.version}, API {engine.oldest_api or '?'} à {engine.api}"
     if 0 < engine.memory < DESKTOP_MEMORY:
-        return Finding("Docker", WARNING, f"{text}, {in_gigabytes(engine.memory)} de mémoire : la pile en demande 6",
-                       "Donnez-lui 6 Go (Docker Desktop : Settings, Resources), ou « make services », sans Docker.")  # fmt: skip
+        return Finding(
+            "Docker",
+            WARNING,
+            f"{text}, {in_gigabytes(engine.memory)} de mémoire : la pile en demande 6",
+            "Donnez-lui 6 Go (Docker Desktop : Settings, Resources), ou « make services », sans Docker.",
+        )
     return Finding("Docker", OK, text)
 
 
 def judge_compose(engine: Engine | None, commands: Mapping[str, str], state: str) -> list[Finding]:
     """Un des Compose installés sait-il lire le fichier et parler au moteur ? ``commands`` : commande → version."""
-    if engine is None:
+    if engine is None or (engine.error and not commands):
         return []
     if not commands:
-        return [Finding("Compose", state, "ni « docker-compose » ni « docker compose » n'est installé",
-                        "Installez le paquet docker-compose-plugin de Docker ; sans Docker, « make services ».")]  # fmt: skip
+        return [
+            Finding(
+                "Compose",
+                state,
+                "ni « docker-compose » ni « docker compose » n'est installé",
+                "Installez le paquet docker-compose-plugin de Docker ; sans Docker, « make services ».",
+            )
+        ]
     findings, suitable = [], [name for name, version in commands.items() if not trouble(version, engine)]
     for name, version in commands.items():
         if reason := trouble(version, engine):
-            cure = (f"Tapez « {suitable[0]} » à la place de « {name} »." if suitable else
-                    "Installez Compose 2 (paquet docker-compose-plugin) et tapez « docker compose up -d ».")  # fmt: skip
+            cure = (
+                f"Tapez « {suitable[0]} » à la place de « {name} »."
+                if suitable
+                else "Installez Compose 2 (paquet docker-compose-plugin) et tapez « docker compose up -d »."
+            )
             findings.append(Finding("Compose", WARNING if suitable else state, f"« {name} » {version} {reason}", cure))
         else:
             findings.append(Finding("Compose", OK, f"« {name} » {version}"))
@@ -102,26 +126,45 @@ def judge_processor(machine: str, marks: set[str] | None, state: str) -> Finding
     if marks is None:
         return Finding("processeur", OK, f"{machine} ; ses instructions ne se lisent pas ici")
     if machine in ("x86_64", "AMD64") and "avx" not in marks:
-        return Finding("processeur", state, "il n'a pas les instructions AVX : MongoDB 5 et plus, donc l'image mongo:7.0, "
-                       "s'arrête au démarrage", "« make services » (SecantusDB s'en passe), ou un autre MongoDB avec "
-                       "MONGO_URI ; dans une machine virtuelle, choisissez le processeur « host ».")  # fmt: skip
+        return Finding(
+            "processeur",
+            state,
+            "il n'a pas les instructions AVX : MongoDB 5 et plus, donc l'image mongo:7.0, s'arrête au démarrage",
+            "« make services » (SecantusDB s'en passe), ou un autre MongoDB avec "
+            "MONGO_URI ; dans une machine virtuelle, choisissez le processeur « host ».",
+        )
     if machine in ("aarch64", "arm64") and not marks.intersection(ARM_MARKS):
-        return Finding("processeur", state, "il est antérieur à l'ARMv8.2-A : MongoDB 5 et plus, donc l'image mongo:7.0, "
-                       "s'arrête au démarrage", "« make services », ou un autre MongoDB avec MONGO_URI.")  # fmt: skip
+        return Finding(
+            "processeur",
+            state,
+            "il est antérieur à l'ARMv8.2-A : MongoDB 5 et plus, donc l'image mongo:7.0, s'arrête au démarrage",
+            "« make services », ou un autre MongoDB avec MONGO_URI.",
+        )
     return Finding("processeur", OK, f"{machine}, avec ce que MongoDB demande")
 
 
-def judge_mounted(closed: Iterable[str], windows: Iterable[str]) -> list[Finding]:
+def judge_mounted(closed: Iterable[str], windows: Iterable[str], state: str) -> list[Finding]:
     """Ce que les conteneurs lisent : ``closed`` fermés aux autres comptes, ``windows`` à fins de ligne CRLF."""
     findings = []
     if closed := list(closed):
-        findings.append(Finding("fichiers montés", PROBLEM, f"fermés aux autres comptes, donc aux conteneurs : {some(closed)}",
-                                f"« chmod -R go+rX {' '.join(MOUNTED)} » ; après un premier démarrage manqué, "
-                                "« docker-compose down -v » avant « up -d »."))  # fmt: skip
+        findings.append(
+            Finding(
+                "fichiers montés",
+                state,
+                f"fermés aux autres comptes, donc aux conteneurs : {some(closed)}",
+                f"« chmod -R go+rX {' '.join(MOUNTED)} » ; après un premier démarrage manqué, "
+                "« docker-compose down -v » avant « up -d ».",
+            )
+        )
     if windows := list(windows):
-        findings.append(Finding("fichiers montés", PROBLEM, f"fins de ligne de Windows (CRLF) que Linux ne lit pas : {some(windows)}",
-                                "« git config core.autocrlf false », puis « git rm -rq --cached . » et « git reset --hard » "
-                                "(vos modifications d'abord dans un commit)."))  # fmt: skip
+        findings.append(
+            Finding(
+                "fichiers montés",
+                state,
+                f"fins de ligne de Windows (CRLF) que Linux ne lit pas : {some(windows)}",
+                "Enregistrez-les avec des fins de ligne LF (« sed -i 's/\\r$//' FICHIER »).",
+            )
+        )
     return findings or [Finding("fichiers montés", OK, "les conteneurs peuvent les lire")]
 
 
@@ -150,7 +193,9 @@ def engine_facts() -> Engine | None:
     """Le moteur, par la commande docker ; None si elle n'est pas installée."""
     if not shutil.which("docker"):
         return None
-    text, error = ask("docker", "version", "--format", "{{.Server.Version}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}}")  # fmt: skip
+    text, error = ask(
+        "docker", "version", "--format", "{{.Server.Version}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}}"
+    )
     if error:
         return Engine(error=error)
     version, api, oldest = (*text.split(), "", "", "")[:3]
@@ -217,7 +262,7 @@ def readable() -> list[Finding]:
     """Les fichiers montés, si Docker est là pour les lire."""
     if not shutil.which("docker") or os.name == "nt":
         return []
-    return judge_mounted(closed_paths(ROOT), windows_paths(ROOT))
+    return judge_mounted(closed_paths(ROOT), windows_paths(ROOT), severity())
 
 
 def processor() -> list[Finding]:

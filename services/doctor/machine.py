@@ -35,21 +35,45 @@ def judge_python(version: Sequence[int], executable: str) -> Finding:
     text = f"Python {'.'.join(map(str, version[:3]))} ({executable})"
     if PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
         return Finding("Python", OK, text)
-    return Finding("Python", PROBLEM, f"{text} : il faut 3.11, 3.12 ou 3.13, seules versions où tous les paquets "
-                   "sont essayés", "Installez l'une d'elles, puis « make PYTHON=python3.13 install ».")  # fmt: skip
+    return Finding(
+        "Python",
+        PROBLEM,
+        f"{text} : il faut 3.11, 3.12 ou 3.13, seules versions où tous les paquets sont essayés",
+        "Installez l'une d'elles, puis « make PYTHON=python3.13 install ».",
+    )
 
 
 def judge_system(system: str, machine: str, *, wsl_on_windows_disk: bool = False) -> list[Finding]:
     """Ce que la pile sans Docker ne sait pas faire sur ce système."""
     if system == "Windows":
-        return [Finding("système", WARNING, "Windows : les serveurs sans Docker n'y tournent pas, les scripts oui",
-                        "Démarrez les serveurs avec « docker-compose up -d ».")]  # fmt: skip
+        return [
+            Finding(
+                "système",
+                WARNING,
+                "Windows : les serveurs sans Docker n'y tournent pas, les scripts oui",
+                "Démarrez les serveurs avec « docker-compose up -d ».",
+            )
+        ]
     if wsl_on_windows_disk:
-        return [Finding("système", WARNING, "le projet est sur un disque de Windows vu par WSL : PostgreSQL y refuse "
-                        "son dossier, faute de droits Unix", "Clonez le projet dans votre dossier de Linux (~).")]  # fmt: skip
+        return [
+            Finding(
+                "système",
+                WARNING,
+                "le projet est sur un disque de Windows vu par WSL : PostgreSQL y refuse "
+                "son dossier, faute de droits Unix",
+                "Clonez le projet dans votre dossier de Linux (~).",
+            )
+        ]
     if (system, machine) == ("Darwin", "x86_64"):
-        return [Finding("système", WARNING, "Mac à processeur Intel : le paquet secantusdb n'y existe pas, les serveurs "
-                        "sans Docker ont besoin de mongod", "Installez mongod, ou utilisez Docker.")]  # fmt: skip
+        return [
+            Finding(
+                "système",
+                WARNING,
+                "Mac à processeur Intel : le paquet secantusdb n'y existe pas, les serveurs "
+                "sans Docker ont besoin de mongod",
+                "Installez mongod, ou utilisez Docker.",
+            )
+        ]
     return [Finding("système", OK, f"{system}, {machine}")]
 
 
@@ -68,8 +92,9 @@ def installed_versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def judge_packages(scripts: Mapping[str, str], servers: Mapping[str, str], installed: Mapping[str, str],
-                   venv: bool) -> list[Finding]:  # fmt: skip
+def judge_packages(
+    scripts: Mapping[str, str], servers: Mapping[str, str], installed: Mapping[str, str], venv: bool
+) -> list[Finding]:
     """Les paquets des scripts, puis ceux des serveurs sans Docker, à la version épinglée ?"""
     findings = []
     missing = [name for name in scripts if name not in installed]
@@ -78,40 +103,68 @@ def judge_packages(scripts: Mapping[str, str], servers: Mapping[str, str], insta
         cure = f"Activez l'environnement : {ACTIVATE}." if venv else f"{INSTALL}."
         findings.append(Finding("paquets", PROBLEM, f"absents de {sys.executable} : {', '.join(missing)}", cure))
     if others and not missing:
-        findings.append(Finding("paquets", WARNING, f"les serveurs sans Docker ne sont pas installés : {', '.join(others)}",
-                                "Rien à faire avec Docker ; sinon « pip install -r services/requirements.txt »."))  # fmt: skip
-    wrong = [f"{name} {installed[name]} au lieu de {version}" for name, version in {**scripts, **servers}.items()
-             if installed.get(name, version) != version]  # fmt: skip
+        findings.append(
+            Finding(
+                "paquets",
+                WARNING,
+                f"les serveurs sans Docker ne sont pas installés : {', '.join(others)}",
+                "Rien à faire avec Docker ; sinon « pip install -r services/requirements.txt ».",
+            )
+        )
+    wrong = [
+        f"{name} {installed[name]} au lieu de {version}"
+        for name, version in {**scripts, **servers}.items()
+        if installed.get(name, version) != version
+    ]
     if wrong:
-        findings.append(Finding("paquets", WARNING, f"autre version que l'épinglée : {', '.join(wrong)}",
-                                "« pip install -r requirements.txt » (et services/requirements.txt sans Docker)."))  # fmt: skip
+        findings.append(
+            Finding(
+                "paquets",
+                WARNING,
+                f"autre version que l'épinglée : {', '.join(wrong)}",
+                "« pip install -r requirements.txt » (et services/requirements.txt sans Docker).",
+            )
+        )
     return findings or [Finding("paquets", OK, f"{len(scripts) + len(servers)} paquets, aux versions épinglées")]
 
 
 def judge_project(folder: Path | None, root: Path) -> Finding:
     """D'où un script lancé dans son dossier importe-t-il ``commun`` ? ``folder`` : None s'il ne le trouve pas."""
     if folder is None:
-        return Finding("projet", PROBLEM, "un script lancé dans son dossier ne trouverait pas le module commun",
-                       "Depuis la racine du projet : « pip install -e . », dans l'environnement activé.")  # fmt: skip
+        return Finding(
+            "projet",
+            PROBLEM,
+            "un script lancé dans son dossier ne trouverait pas le module commun",
+            "Depuis la racine du projet : « pip install -e . », dans l'environnement activé.",
+        )
     if folder != root:
-        return Finding("projet", PROBLEM, f"les scripts de {root} importeraient commun depuis {folder}",
-                       "Un environnement .venv par copie du projet : « make install » ici, et activez celui-là.")  # fmt: skip
+        return Finding(
+            "projet",
+            PROBLEM,
+            f"les scripts de {root} importeraient commun depuis {folder}",
+            "Un environnement .venv par copie du projet : « make install » ici, et activez celui-là.",
+        )
     return Finding("projet", OK, f"les scripts importent commun depuis {folder}")
 
 
 def imported_from(root: Path) -> Path | None:
     """Dossier d'où viendrait ``commun`` : on le demande à Python, dans le dossier d'un exercice."""
     code = "import importlib.util as u; s = u.find_spec('commun'); print(s.origin if s and s.origin else '')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root / "exercice1", capture_output=True, text=True,
-                          timeout=4, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root / "exercice1", capture_output=True, text=True, timeout=4, check=True
+    )
     return Path(done.stdout.strip()).resolve().parent.parent if done.stdout.strip() else None
 
 
 def judge_terminal(python: str | None, prefix: str, executable: str) -> Finding:
     """« python », dans ce terminal, est-ce l'environnement où sont les paquets ? ``prefix`` : le sien."""
     if python is None:
-        return Finding("terminal", WARNING, "« python » n'existe pas dans ce terminal : l'environnement n'y est pas activé",
-                       f"{ACTIVATE}.")  # fmt: skip
+        return Finding(
+            "terminal",
+            WARNING,
+            "« python » n'existe pas dans ce terminal : l'environnement n'y est pas activé",
+            f"{ACTIVATE}.",
+        )
     if not Path(python).absolute().is_relative_to(prefix):
         return Finding("terminal", WARNING, f"« python » est ici {python}, pas {executable}", f"{ACTIVATE}.")
     return Finding("terminal", OK, f"« python » est {python}")
@@ -140,23 +193,34 @@ def folder_facts(path: Path) -> Folder:
 def judge_folder(what: str, variable: str, folder: Folder) -> Finding:
     """Pourra-t-on écrire dans ce dossier ?"""
     if not folder.is_directory:
-        return Finding("dossiers", PROBLEM, f"{what} : {folder.parent} est un fichier, {folder.path} ne peut pas exister",
-                       f"Corrigez ou retirez {variable}, ou déplacez ce fichier.")  # fmt: skip
+        return Finding(
+            "dossiers",
+            PROBLEM,
+            f"{what} : {folder.parent} est un fichier, {folder.path} ne peut pas exister",
+            f"Corrigez ou retirez {variable}, ou déplacez ce fichier.",
+        )
     if not folder.writable:
-        return Finding("dossiers", PROBLEM, f"{what} : vous ne pouvez pas écrire dans {folder.parent} (il est au compte "
-                       f"{folder.owner})", f"« sudo chown -R $USER {folder.parent} » s'il est à vous, sinon un autre "
-                       f"dossier avec {variable}.")  # fmt: skip
+        return Finding(
+            "dossiers",
+            PROBLEM,
+            f"{what} : vous ne pouvez pas écrire dans {folder.parent} (il est au compte {folder.owner})",
+            f"« sudo chown -R $USER {folder.parent} » s'il est à vous, sinon un autre dossier avec {variable}.",
+        )
     return Finding("dossiers", OK, f"{what} : {folder.path}")
 
 
 def judge_path(path: Path) -> list[Finding]:
     """Les caractères d'un chemin que des outils prendraient pour des séparateurs."""
-    reasons = {":": "Docker et Python y voient la fin du chemin", ",": "Kafka y voit deux dossiers",
-               "\\": "Kafka l'efface du chemin"}  # fmt: skip
+    reasons = {
+        ":": "Docker et Python y voient la fin du chemin",
+        ",": "Kafka y voit deux dossiers",
+        "\\": "Kafka l'efface du chemin",
+    }
     return [
         Finding("dossiers", WARNING, f"le chemin {path} contient « {mark} » : {reason}", "Renommez ce dossier.")
-        for mark, reason in reasons.items() if mark in str(path)
-    ]  # fmt: skip
+        for mark, reason in reasons.items()
+        if mark in str(path)
+    ]
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
@@ -191,7 +255,9 @@ def judge_disk(free: int, path: Path) -> Finding:
     if free < DISK_PROBLEM:
         return Finding("disque", PROBLEM, f"{text} : Kafka s'arrête dès qu'il ne peut plus écrire", cure)
     if free < DISK_WARNING:
-        return Finding("disque", WARNING, f"{text} : l'installation en prend 1,6, et Kafka garde tout en trois copies", cure)
+        return Finding(
+            "disque", WARNING, f"{text} : l'installation en prend 1,6, et Kafka garde tout en trois copies", cure
+        )
     return Finding("disque", OK, text)
 
 
@@ -199,12 +265,20 @@ def judge_memory(total: int, available: int, *, running: bool) -> Finding:
     """De quoi tenir trois brokers, Connect et deux bases ? ``running`` : ils tournent déjà."""
     text = f"{in_gigabytes(available)} disponibles sur {in_gigabytes(total)}"
     if total < MEMORY_TOTAL * 0.95:  # une machine de 4 Go en montre un peu moins
-        return Finding("mémoire", WARNING, f"{text} : le projet compte sur 4 Go (8 avec Docker)",
-                       "Fermez le reste, ou utilisez les serveurs d'une autre machine (KAFKA_BOOTSTRAP_SERVERS, MONGO_URI, "
-                       "PGHOST).")  # fmt: skip
+        return Finding(
+            "mémoire",
+            WARNING,
+            f"{text} : le projet compte sur 4 Go (8 avec Docker)",
+            "Fermez le reste, ou utilisez les serveurs d'une autre machine (KAFKA_BOOTSTRAP_SERVERS, MONGO_URI, "
+            "PGHOST).",
+        )
     if available < MEMORY_FREE and not running:
-        return Finding("mémoire", WARNING, f"{text} : les serveurs en prennent 2 quand tout travaille",
-                       "Fermez des programmes avant de démarrer les serveurs.")  # fmt: skip
+        return Finding(
+            "mémoire",
+            WARNING,
+            f"{text} : les serveurs en prennent 2 quand tout travaille",
+            "Fermez des programmes avant de démarrer les serveurs.",
+        )
     return Finding("mémoire", OK, text)
 
 
@@ -227,8 +301,11 @@ def memory() -> list[Finding]:
 def system() -> list[Finding]:
     """Le système, et WSL."""
     release = platform.release().lower()
-    return judge_system(platform.system(), platform.machine(),
-                        wsl_on_windows_disk="microsoft" in release and str(ROOT).startswith("/mnt/"))  # fmt: skip
+    return judge_system(
+        platform.system(),
+        platform.machine(),
+        wsl_on_windows_disk="microsoft" in release and str(ROOT).startswith("/mnt/"),
+    )
 
 
 def packages() -> list[Finding]:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from services.doctor.machine import ROOT, data_folder
@@ -17,9 +18,14 @@ from services.doctor.settings import LOCAL, value
 
 # Ceux de services.stack, qui ne s'importe pas sans les paquets des serveurs ; un test compare les deux.
 VARIABLES = {
-    "kafka1": "PORT_KAFKA1", "kafka2": "PORT_KAFKA2", "kafka3": "PORT_KAFKA3", "connect": "PORT_CONNECT",
-    "mongodb": "PORT_MONGO", "postgres": "PGPORT", "jobmanager": "PORT_FLINK",
-}  # fmt: skip
+    "kafka1": "PORT_KAFKA1",
+    "kafka2": "PORT_KAFKA2",
+    "kafka3": "PORT_KAFKA3",
+    "connect": "PORT_CONNECT",
+    "mongodb": "PORT_MONGO",
+    "postgres": "PGPORT",
+    "jobmanager": "PORT_FLINK",
+}
 ON_DEMAND = ("jobmanager",)
 CONTROLLER_OFFSET = 1000
 HIGHEST = 65_535 - CONTROLLER_OFFSET
@@ -40,15 +46,27 @@ def judge_numbers(ports: Mapping[str, str]) -> list[Finding]:
     findings, seen = [], dict[int, str]()
     for service, text in ports.items():
         if not text.isdecimal() or not 0 < int(text) <= HIGHEST:
-            findings.append(Finding("ports", PROBLEM, f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
-                                    "Corrigez-le dans .env, ou retirez la variable."))  # fmt: skip
+            findings.append(
+                Finding(
+                    "ports",
+                    PROBLEM,
+                    f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
+                    "Corrigez-le dans .env, ou retirez la variable.",
+                )
+            )
             continue
         inner = [int(text) + CONTROLLER_OFFSET] if service.startswith("kafka") else []
         for port in (int(text), *inner):
             if port in seen:
-                findings.append(Finding("ports", PROBLEM, f"le port {port} est à la fois celui de {seen[port]} et de {service} "
-                                        f"(Kafka prend aussi son port + {CONTROLLER_OFFSET})",
-                                        f"Donnez un autre port à {VARIABLES[service]}."))  # fmt: skip
+                findings.append(
+                    Finding(
+                        "ports",
+                        PROBLEM,
+                        f"le port {port} est à la fois celui de {seen[port]} et de {service} "
+                        f"(Kafka prend aussi son port + {CONTROLLER_OFFSET})",
+                        f"Donnez un autre port à {VARIABLES[service]}.",
+                    )
+                )
             seen[port] = service
     return findings
 
@@ -61,32 +79,54 @@ def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> F
     state = WARNING if foreign or service in ON_DEMAND else PROBLEM
     change = f"choisissez un autre port avec {variable}, dans .env ou l'environnement."
     if holder.kind == HIDDEN:
-        return Finding("ports", WARNING, f"le port {port} de {service} est pris par un programme d'un autre compte, que je ne "
-                       "peux pas nommer", f"Si ce n'est pas Docker : arrêtez ce programme, ou {change}")  # fmt: skip
-    return Finding("ports", state, f"le port {port} de {service} est pris par {holder.name}",
-                   f"Arrêtez ce programme, ou {change}")  # fmt: skip
+        return Finding(
+            "ports",
+            WARNING,
+            f"le port {port} de {service} est pris par un programme d'un autre compte, que je ne peux pas nommer",
+            f"Si ce n'est pas Docker : arrêtez ce programme, ou {change}",
+        )
+    return Finding(
+        "ports", state, f"le port {port} de {service} est pris par {holder.name}", f"Arrêtez ce programme, ou {change}"
+    )
 
 
 def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Sequence[str]) -> list[Finding]:
     """Chaque port de la pile ; ``holders`` : service → port et occupant ; ``foreign`` : services pris ailleurs."""
     findings = [
-        finding for service, (port, holder) in holders.items()
+        finding
+        for service, (port, holder) in holders.items()
         if holder and (finding := judge_holder(service, port, holder, foreign=service in foreign))
-    ]  # fmt: skip
+    ]
     for name in sorted({holder.name for _, holder in holders.values() if holder and holder.kind == COPY}):
         taken = {service: port for service, (port, holder) in holders.items() if holder and holder.name == name}
         state = WARNING if taken.keys() <= {*foreign, *ON_DEMAND} else PROBLEM
         text = ", ".join(f"{port} ({service})" for service, port in taken.items())
-        findings.append(Finding("ports", state, f"pris par une autre copie du projet, de données {name} : {text}",
-                                "« make stop » dans son dossier, ou d'autres ports ici (PORT_… et PGPORT, dans .env)."))  # fmt: skip
+        findings.append(
+            Finding(
+                "ports",
+                state,
+                f"pris par une autre copie du projet, de données {name} : {text}",
+                "« make stop » dans son dossier, ou d'autres ports ici (PORT_… et PGPORT, dans .env).",
+            )
+        )
     kinds = {holder.kind for service, (_, holder) in holders.items() if holder and service not in foreign}
     if {OURS, CONTAINER} <= kinds:
-        findings.append(Finding("ports", WARNING, "les deux piles tournent à la fois, chacune avec une partie des ports : "
-                                "leurs données ne sont pas les mêmes", "Gardez-en une : « make stop » ou « docker-compose down »."))  # fmt: skip
+        findings.append(
+            Finding(
+                "ports",
+                WARNING,
+                "les deux piles tournent à la fois, chacune avec une partie des ports : "
+                "leurs données ne sont pas les mêmes",
+                "Gardez-en une : « make stop » ou « docker-compose down ».",
+            )
+        )
     if findings:
         return findings
-    rows = [f"{service} {port} ({holder.kind if holder.kind != OURS else 'les nôtres'})" for service, (port, holder)
-            in holders.items() if holder and holder.kind in (OURS, CONTAINER)]  # fmt: skip
+    rows = [
+        f"{service} {port} ({holder.kind if holder.kind != OURS else 'les nôtres'})"
+        for service, (port, holder) in holders.items()
+        if holder and holder.kind in (OURS, CONTAINER)
+    ]
     return [Finding("ports", OK, ", ".join(rows) if rows else "tous libres : aucun serveur ne tourne")]
 
 
@@ -103,7 +143,9 @@ def published() -> dict[int, str]:
         return {}
     layout = '{{.Names}}\t{{.Label "com.docker.compose.project.working_dir"}}\t{{.Ports}}'
     try:
-        done = subprocess.run(["docker", "ps", "--format", layout], capture_output=True, text=True, timeout=3, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["docker", "ps", "--format", layout], capture_output=True, text=True, timeout=3, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return containers(done.stdout, str(ROOT)) if done.returncode == 0 else {}
@@ -120,27 +162,34 @@ def containers(listing: str, root: str) -> dict[int, str]:
     return found
 
 
-def holder_of(port: int, docker: Mapping[int, str]) -> Holder | None:
-    """Qui écoute sur ``port`` ; None si personne."""
+def holder_of(port: int, docker: Mapping[int, str], listeners: Mapping[int, int | None] | None) -> Holder | None:
+    """Qui écoute sur ``port`` ; None si personne. ``listeners`` : port → pid, None si psutil manque."""
     if not listening(port):
         return None
     if port in docker:
         return Holder(OTHER, docker[port]) if docker[port] else Holder(CONTAINER, "Docker")
-    try:
-        import psutil  # noqa: PLC0415 - il peut manquer
-    except ImportError:
-        return Holder(HIDDEN, "")
-    try:
-        for connection in psutil.net_connections("tcp"):
-            here = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-            if here and connection.pid:
-                process = psutil.Process(connection.pid)
-                return kind_of(process.name(), process.pid, process.cmdline(), our_folders())
-    except psutil.Error:
-        pass
+    if pid := (listeners or {}).get(port):
+        psutil = importlib.import_module("psutil")
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            return kind_of(process.name(), pid, process.cmdline(), our_folders())
     return Holder(HIDDEN, "")
 
 
+def listeners() -> dict[int, int | None] | None:
+    """Port → pid de qui y écoute (None s'il est d'un autre compte) ; None si psutil manque ou n'a pas le droit."""
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        return None
+    try:
+        found = psutil.net_connections("tcp")
+    except psutil.Error:  # macOS : réservé à root
+        return None
+    return {c.laddr.port: c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr}
+
+
+@cache
 def our_folders() -> list[str]:
     """Dossiers des données de nos serveurs : PostgreSQL a parfois le sien (root dans un dossier fermé)."""
     found = {str(data_folder(os.environ))}
@@ -183,7 +232,8 @@ def ports() -> list[Finding]:
     if wrong := judge_numbers(texts):
         return wrong
     docker = published()
-    holders = {service: (int(text), holder_of(int(text), docker)) for service, text in texts.items()}
+    known = listeners()
+    holders = {service: (int(text), holder_of(int(text), docker, known)) for service, text in texts.items()}
     return judge_ports(holders, foreign_services(os.environ))
 
 
@@ -191,8 +241,12 @@ def judge_localhost(addresses: Sequence[str]) -> Finding:
     """Tous les serveurs écoutent sur 127.0.0.1 : localhost y mène-t-il ?"""
     if "127.0.0.1" in addresses:
         return Finding("localhost", OK, ", ".join(addresses))
-    return Finding("localhost", PROBLEM, f"« localhost » mène à {', '.join(addresses) or 'rien'} et pas à 127.0.0.1, où tout "
-                   "écoute", "Ajoutez la ligne « 127.0.0.1 localhost » au fichier hosts du système.")  # fmt: skip
+    return Finding(
+        "localhost",
+        PROBLEM,
+        f"« localhost » mène à {', '.join(addresses) or 'rien'} et pas à 127.0.0.1, où tout écoute",
+        "Ajoutez la ligne « 127.0.0.1 localhost » au fichier hosts du système.",
+    )
 
 
 def localhost() -> list[Finding]:

@@ -33,8 +33,9 @@ def load(module: str) -> dict[str, Check]:
         checks: dict[str, Check] = importlib.import_module(f"services.doctor.{module}").CHECKS
         return checks
     except ImportError as error:
-        lack = Finding(module, UNKNOWN, f"pas regardé : il manque un paquet ({error.name or error})",
-                       "Voyez la ligne « paquets ».")  # fmt: skip
+        lack = Finding(
+            module, UNKNOWN, f"pas regardé : il manque un paquet ({error.name or error})", "Voyez la ligne « paquets »."
+        )
         return {module: lambda: [lack]}
 
 
