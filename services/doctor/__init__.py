@@ -1,14 +1,14 @@
 """« python -m services doctor » : ce sur quoi un nouveau venu trébuche, et le remède en une phrase.
 
-- ``machine`` : Python, paquets, dossiers, disque, mémoire, processeur ;
-- ``settings`` : variables exportées, proxy, .env ;
+- ``environment`` : Python, paquets, projet installé, terminal ;
+- ``machine`` : système, dossiers, disque, mémoire ;
+- ``env_file``, ``variables`` : .env ; les variables exportées et le proxy ;
 - ``ports`` : qui écoute sur les ports de la pile ;
-- ``docker`` : le moteur, Compose, les fichiers que les conteneurs lisent ;
-- ``kafka`` : brokers, adresses annoncées, topics, groupes, horloge, Kafka Connect ;
-- ``databases`` : MongoDB et PostgreSQL ;
-- ``report`` : un constat, leur recherche en parallèle, leur affichage.
+- ``docker`` : le moteur, Compose, le processeur, les fichiers que les conteneurs lisent ;
+- ``kafka``, ``topics``, ``connect`` : brokers et adresses annoncées ; topics, groupes, dates ; Kafka Connect ;
+- ``mongodb``, ``postgresql`` (et ``refusals``, ce qu'ils ont en commun) ;
+- ``report`` : un constat, la recherche de tous en parallèle, leur affichage.
 
-Chaque module sépare ce qui se relève (des faits, par une fonction ``gather``) de ce qu'on en pense
-(une fonction ``judge``, pure). Rien n'est modifié, nulle part. Les trois premiers se passent de tout
-paquet : ils servent surtout quand il en manque.
+Chaque module sépare ce qui se relève (des faits) de ce qu'on en pense (les fonctions ``judge_…``, pures). Rien n'est
+modifié, nulle part. Jusqu'à ``docker``, aucun paquet n'est nécessaire : c'est quand il en manque qu'on en a besoin.
 """

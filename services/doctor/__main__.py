@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from commun.cli import Parser, run
 from services.doctor.report import PROBLEM, Check, as_json, as_text, examine, load
 
-MODULES = ("machine", "settings", "ports", "docker", "kafka", "databases")
+MODULES = (
+    "environment", "machine", "env_file", "variables", "ports", "docker", "kafka", "topics", "connect", "mongodb",
+    "postgresql",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

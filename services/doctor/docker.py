@@ -1,4 +1,4 @@
-"""Docker : le moteur répond-il, quel Compose lui parle, que peuvent lire les conteneurs ? Bibliothèque standard seulement."""
+"""Docker : le moteur, les Compose, le processeur, ce que les conteneurs lisent. Bibliothèque standard seulement."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.doctor.machine import GIGABYTE, ROOT, in_gigabytes
-from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding
+from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 
 COMPOSE_1_API = (1, 38)  # la version de l'API que Compose 1.29 parle, quelle que soit celle du moteur
 COMPOSE_2_API = ((2, 24), (1, 44))  # avant 2.24, Compose 2 ne parle pas l'API 1.44
@@ -45,13 +45,12 @@ def judge_engine(engine: Engine | None, state: str) -> Finding:
     """Le moteur répond-il ? ``engine`` : None sans Docker ; ``state`` : la gravité de son absence ici."""
     if engine is None:
         if state == PROBLEM:
-            return Finding(
+            return problem(
                 "Docker",
-                PROBLEM,
                 "ni Docker, ni les paquets des serveurs sans Docker ne sont installés",
                 "« pip install -r services/requirements.txt », puis « python -m services up ».",
             )
-        return Finding("Docker", OK, "n'est pas installé ; les serveurs sans Docker s'en passent")
+        return ok("Docker", "n'est pas installé ; les serveurs sans Docker s'en passent")
     if "permission denied" in engine.error.lower():
         return Finding(
             "Docker",
@@ -68,13 +67,12 @@ def judge_engine(engine: Engine | None, state: str) -> Finding:
         )
     text = f"moteur {engine.version}, API {engine.oldest_api or '?'} à {engine.api}"
     if 0 < engine.memory < DESKTOP_MEMORY:
-        return Finding(
+        return warning(
             "Docker",
-            WARNING,
             f"{text}, {in_gigabytes(engine.memory)} de mémoire : la pile en demande 6",
             "Donnez-lui 6 Go (Docker Desktop : Settings, Resources), ou « make services », sans Docker.",
         )
-    return Finding("Docker", OK, text)
+    return ok("Docker", text)
 
 
 def judge_compose(engine: Engine | None, commands: Mapping[str, str], state: str) -> list[Finding]:
@@ -90,7 +88,7 @@ def judge_compose(engine: Engine | None, commands: Mapping[str, str], state: str
                 "Installez le paquet docker-compose-plugin de Docker ; sans Docker, « make services ».",
             )
         ]
-    findings, suitable = [], [name for name, version in commands.items() if not trouble(version, engine)]
+    notes, suitable = Notes("Compose"), [name for name, version in commands.items() if not trouble(version, engine)]
     for name, version in commands.items():
         if reason := trouble(version, engine):
             cure = (
@@ -98,10 +96,10 @@ def judge_compose(engine: Engine | None, commands: Mapping[str, str], state: str
                 if suitable
                 else "Installez Compose 2 (paquet docker-compose-plugin) et tapez « docker compose up -d »."
             )
-            findings.append(Finding("Compose", WARNING if suitable else state, f"« {name} » {version} {reason}", cure))
+            notes.add(WARNING if suitable else state, f"« {name} » {version} {reason}", cure)
         else:
-            findings.append(Finding("Compose", OK, f"« {name} » {version}"))
-    return findings
+            notes.add(OK, f"« {name} » {version}")
+    return notes.found
 
 
 def trouble(version: str, engine: Engine) -> str:
@@ -124,7 +122,7 @@ def trouble(version: str, engine: Engine) -> str:
 def judge_processor(machine: str, marks: set[str] | None, state: str) -> Finding:
     """MongoDB 5 et plus demande AVX (x86) ou ARMv8.2-A ; ``marks`` : les qualités du processeur, None si inconnues."""
     if marks is None:
-        return Finding("processeur", OK, f"{machine} ; ses instructions ne se lisent pas ici")
+        return ok("processeur", f"{machine} ; ses instructions ne se lisent pas ici")
     if machine in ("x86_64", "AMD64") and "avx" not in marks:
         return Finding(
             "processeur",
@@ -140,32 +138,26 @@ def judge_processor(machine: str, marks: set[str] | None, state: str) -> Finding
             "il est antérieur à l'ARMv8.2-A : MongoDB 5 et plus, donc l'image mongo:7.0, s'arrête au démarrage",
             "« make services », ou un autre MongoDB avec MONGO_URI.",
         )
-    return Finding("processeur", OK, f"{machine}, avec ce que MongoDB demande")
+    return ok("processeur", f"{machine}, avec ce que MongoDB demande")
 
 
 def judge_mounted(closed: Iterable[str], windows: Iterable[str], state: str) -> list[Finding]:
     """Ce que les conteneurs lisent : ``closed`` fermés aux autres comptes, ``windows`` à fins de ligne CRLF."""
-    findings = []
+    notes = Notes("fichiers montés")
     if closed := list(closed):
-        findings.append(
-            Finding(
-                "fichiers montés",
-                state,
-                f"fermés aux autres comptes, donc aux conteneurs : {some(closed)}",
-                f"« chmod -R go+rX {' '.join(MOUNTED)} » ; après un premier démarrage manqué, "
-                "« docker-compose down -v » avant « up -d ».",
-            )
+        notes.add(
+            state,
+            f"fermés aux autres comptes, donc aux conteneurs : {some(closed)}",
+            f"« chmod -R go+rX {' '.join(MOUNTED)} » ; après un premier démarrage manqué, "
+            "« docker-compose down -v » avant « up -d ».",
         )
     if windows := list(windows):
-        findings.append(
-            Finding(
-                "fichiers montés",
-                state,
-                f"fins de ligne de Windows (CRLF) que Linux ne lit pas : {some(windows)}",
-                "Enregistrez-les avec des fins de ligne LF (« sed -i 's/\\r$//' FICHIER »).",
-            )
+        notes.add(
+            state,
+            f"fins de ligne de Windows (CRLF) que Linux ne lit pas : {some(windows)}",
+            "Enregistrez-les avec des fins de ligne LF (« sed -i 's/\\r$//' FICHIER »).",
         )
-    return findings or [Finding("fichiers montés", OK, "les conteneurs peuvent les lire")]
+    return notes.or_ok("les conteneurs peuvent les lire")
 
 
 def some(names: list[str], most: int = 3) -> str:

@@ -6,15 +6,17 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from services.doctor.env_file import value
 from services.doctor.machine import ROOT, data_folder
-from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding
-from services.doctor.settings import LOCAL, value
+from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
+from services.doctor.variables import LOCAL
 
 # Ceux de services.stack, qui ne s'importe pas sans les paquets des serveurs ; un test compare les deux.
 VARIABLES = {
@@ -28,6 +30,7 @@ VARIABLES = {
 }
 ON_DEMAND = ("jobmanager",)
 CONTROLLER_OFFSET = 1000
+CONNECT_SECONDS = 1.0
 HIGHEST = 65_535 - CONTROLLER_OFFSET
 DOCKER = re.compile(r"docker|rootlessport|rootlesskit|vpnkit|wslrelay|slirp4netns|colima|lima|orbstack", re.IGNORECASE)
 OURS, CONTAINER, COPY, OTHER, HIDDEN = "nous", "Docker", "une autre copie", "un autre", "caché"
@@ -43,32 +46,24 @@ class Holder:
 
 def judge_numbers(ports: Mapping[str, str]) -> list[Finding]:
     """Les numéros de port sont-ils des nombres, et tous différents ? ``ports`` : service → texte de .env."""
-    findings, seen = [], dict[int, str]()
+    notes, seen = Notes("ports"), dict[int, str]()
     for service, text in ports.items():
         if not text.isdecimal() or not 0 < int(text) <= HIGHEST:
-            findings.append(
-                Finding(
-                    "ports",
-                    PROBLEM,
-                    f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
-                    "Corrigez-le dans .env, ou retirez la variable.",
-                )
+            notes.problem(
+                f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
+                "Corrigez-le dans .env, ou retirez la variable.",
             )
             continue
         inner = [int(text) + CONTROLLER_OFFSET] if service.startswith("kafka") else []
         for port in (int(text), *inner):
             if port in seen:
-                findings.append(
-                    Finding(
-                        "ports",
-                        PROBLEM,
-                        f"le port {port} est à la fois celui de {seen[port]} et de {service} "
-                        f"(Kafka prend aussi son port + {CONTROLLER_OFFSET})",
-                        f"Donnez un autre port à {VARIABLES[service]}.",
-                    )
+                notes.problem(
+                    f"le port {port} est à la fois celui de {seen[port]} et de {service} "
+                    f"(Kafka prend aussi son port + {CONTROLLER_OFFSET})",
+                    f"Donnez un autre port à {VARIABLES[service]}.",
                 )
             seen[port] = service
-    return findings
+    return notes.found
 
 
 def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> Finding | None:
@@ -79,9 +74,8 @@ def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> F
     state = WARNING if foreign or service in ON_DEMAND else PROBLEM
     change = f"choisissez un autre port avec {variable}, dans .env ou l'environnement."
     if holder.kind == HIDDEN:
-        return Finding(
+        return warning(
             "ports",
-            WARNING,
             f"le port {port} de {service} est pris par un programme d'un autre compte, que je ne peux pas nommer",
             f"Si ce n'est pas Docker : arrêtez ce programme, ou {change}",
         )
@@ -92,7 +86,8 @@ def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> F
 
 def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Sequence[str]) -> list[Finding]:
     """Chaque port de la pile ; ``holders`` : service → port et occupant ; ``foreign`` : services pris ailleurs."""
-    findings = [
+    notes = Notes("ports")
+    notes.found = [
         finding
         for service, (port, holder) in holders.items()
         if holder and (finding := judge_holder(service, port, holder, foreign=service in foreign))
@@ -101,33 +96,49 @@ def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Seque
         taken = {service: port for service, (port, holder) in holders.items() if holder and holder.name == name}
         state = WARNING if taken.keys() <= {*foreign, *ON_DEMAND} else PROBLEM
         text = ", ".join(f"{port} ({service})" for service, port in taken.items())
-        findings.append(
-            Finding(
-                "ports",
-                state,
-                f"pris par une autre copie du projet, de données {name} : {text}",
-                "« make stop » dans son dossier, ou d'autres ports ici (PORT_… et PGPORT, dans .env).",
-            )
+        notes.add(
+            state,
+            f"pris par une autre copie du projet, de données {name} : {text}",
+            "« make stop » dans son dossier, ou d'autres ports ici (PORT_… et PGPORT, dans .env).",
         )
     kinds = {holder.kind for service, (_, holder) in holders.items() if holder and service not in foreign}
     if {OURS, CONTAINER} <= kinds:
-        findings.append(
-            Finding(
-                "ports",
-                WARNING,
-                "les deux piles tournent à la fois, chacune avec une partie des ports : "
-                "leurs données ne sont pas les mêmes",
-                "Gardez-en une : « make stop » ou « docker-compose down ».",
-            )
+        notes.warning(
+            "les deux piles tournent à la fois, chacune avec une partie des ports : "
+            "leurs données ne sont pas les mêmes",
+            "Gardez-en une : « make stop » ou « docker-compose down ».",
         )
-    if findings:
-        return findings
-    rows = [
-        f"{service} {port} ({holder.kind if holder.kind != OURS else 'les nôtres'})"
-        for service, (port, holder) in holders.items()
-        if holder and holder.kind in (OURS, CONTAINER)
-    ]
-    return [Finding("ports", OK, ", ".join(rows) if rows else "tous libres : aucun serveur ne tourne")]
+    sorts = {
+        sort: ", ".join(
+            f"{service} {port}" for service, (port, holder) in holders.items() if holder and holder.kind == sort
+        )
+        for sort in (OURS, CONTAINER)
+    }
+    rows = [f"à {sort} : {text}" for sort, text in sorts.items() if text]
+    return notes.or_ok(" ; ".join(rows) or "tous libres : aucun serveur ne tourne")
+
+
+def reachable(address: str) -> str:
+    """Pourquoi on ne se connecte pas à « machine:port » ; vide si on s'y connecte."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            return ""
+    except socket.gaierror:
+        return f"la machine « {host} » est inconnue d'ici"
+    except ConnectionRefusedError:
+        return "rien n'y écoute"
+    except TimeoutError:
+        return "aucune réponse : pare-feu, ou autre réseau"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def reach_all(addresses: Iterable[str]) -> dict[str, str]:
+    """``reachable`` de chaque adresse, toutes à la fois."""
+    wanted = list(addresses)
+    with ThreadPoolExecutor(len(wanted) or 1) as pool:
+        return dict(zip(wanted, pool.map(reachable, wanted), strict=True))
 
 
 def listening(port: int) -> bool:
@@ -240,10 +251,9 @@ def ports() -> list[Finding]:
 def judge_localhost(addresses: Sequence[str]) -> Finding:
     """Tous les serveurs écoutent sur 127.0.0.1 : localhost y mène-t-il ?"""
     if "127.0.0.1" in addresses:
-        return Finding("localhost", OK, ", ".join(addresses))
-    return Finding(
+        return ok("localhost", ", ".join(addresses))
+    return problem(
         "localhost",
-        PROBLEM,
         f"« localhost » mène à {', '.join(addresses) or 'rien'} et pas à 127.0.0.1, où tout écoute",
         "Ajoutez la ligne « 127.0.0.1 localhost » au fichier hosts du système.",
     )

@@ -14,6 +14,9 @@ COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
 CHECK_SECONDS = 5.0  # au-delà, un contrôle est dit « inconnu » : on ne l'attend plus
 
 
+AHEAD_SECONDS = 30.0  # écart de deux horloges au-delà duquel ce n'est plus le hasard
+
+
 @dataclass(frozen=True)
 class Finding:
     """Un constat : ce qui a été contrôlé, son état, une phrase, et le remède s'il en faut un."""
@@ -25,6 +28,61 @@ class Finding:
 
 
 Check = Callable[[], Iterable[Finding]]
+
+
+def duration(seconds: float) -> str:
+    """« 45 s », « 12 min » ou « 3 h »."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h"
+    )
+
+
+def ok(check: str, message: str) -> Finding:
+    """Rien à redire."""
+    return Finding(check, OK, message)
+
+
+def warning(check: str, message: str, cure: str = "") -> Finding:
+    """Une surprise possible, qui n'arrête pas les scripts."""
+    return Finding(check, WARNING, message, cure)
+
+
+def problem(check: str, message: str, cure: str) -> Finding:
+    """Ce qui arrêterait les scripts, ou l'un d'eux."""
+    return Finding(check, PROBLEM, message, cure)
+
+
+def unknown(check: str, message: str, cure: str = "") -> Finding:
+    """Ce qui n'a pas pu être regardé, et pourquoi."""
+    return Finding(check, UNKNOWN, message, cure)
+
+
+class Notes:
+    """Tout ce qu'un contrôle a à redire, dans l'ordre."""
+
+    def __init__(self, check: str) -> None:
+        self.check = check
+        self.found: list[Finding] = []
+
+    def add(self, state: str, message: str, cure: str = "") -> None:
+        """Un constat de plus."""
+        self.found.append(Finding(self.check, state, message, cure))
+
+    def warning(self, message: str, cure: str = "") -> None:
+        """Un avertissement de plus."""
+        self.add(WARNING, message, cure)
+
+    def problem(self, message: str, cure: str) -> None:
+        """Un problème de plus."""
+        self.add(PROBLEM, message, cure)
+
+    def or_ok(self, message: str) -> list[Finding]:
+        """Ce qu'il y a à redire, sinon ``message``."""
+        return self.found or [ok(self.check, message)]
 
 
 def load(module: str) -> dict[str, Check]:
@@ -40,7 +98,7 @@ def load(module: str) -> dict[str, Check]:
 
 
 def examine(checks: dict[str, Check], seconds: float = CHECK_SECONDS) -> list[Finding]:
-    """Tous les constats, dans l'ordre des contrôles. Ne lève rien, et n'attend personne plus de ``seconds`` secondes."""
+    """Tous les constats, dans l'ordre des contrôles. Ne lève rien, n'attend pas plus de ``seconds`` secondes."""
     found: dict[str, list[Finding]] = {}
 
     def one(name: str, check: Check) -> None:
@@ -87,5 +145,6 @@ def summary(findings: Sequence[Finding]) -> str:
 
     parts = [several(count[PROBLEM], "problème"), several(count[WARNING], "avertissement")]
     parts += [several(count[UNKNOWN], "contrôle") + " sans réponse"] if count[UNKNOWN] else []
-    verdict = "quelque chose arrêterait les scripts" if count[PROBLEM] else "rien n'arrêterait les scripts"
+    nothing = "rien de ce qui a été regardé n'arrêterait les scripts"
+    verdict = "quelque chose arrêterait les scripts, ou l'un d'eux" if count[PROBLEM] else nothing
     return f"{', '.join(parts)} : {verdict}."
