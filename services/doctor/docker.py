@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.doctor.machine import GIGABYTE, ROOT, in_gigabytes
+from services.doctor.env_file import ROOT
+from services.doctor.machine import GIGABYTE, in_gigabytes
 from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 
 COMPOSE_1_API = (1, 38)  # la version de l'API que Compose 1.29 parle, quelle que soit celle du moteur

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from services.doctor.machine import ROOT, data_folder
 from services.doctor.report import Check, Finding, Notes, ok, problem, warning
 
+ROOT = Path(__file__).resolve().parents[2]
 ENV = ROOT / ".env"
 REQUIRED = (
     "PORT_KAFKA1",
@@ -34,6 +34,11 @@ REQUIRED = (
     "PGPASSWORD",
     "TABLEAU_PASSWORD",
 )
+
+
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """Dossier des serveurs sans Docker."""
+    return Path(environ.get("SERVICES_DATA") or ROOT / ".data").resolve()
 
 
 def read_env(path: Path = ENV) -> dict[str, str]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from services.doctor.machine import ROOT
+from services.doctor.env_file import ROOT
 from services.doctor.report import Check, Finding, Notes, ok, problem, warning
 
 ACTIVATE = "« source .venv/bin/activate », dans chaque terminal"

@@ -158,7 +158,7 @@ def _silence(cluster: Cluster, *, local: bool) -> Finding:
         return problem("Kafka", f"ne répond pas sur {reasons}", cure)
     own = f"« unset {' '.join(cluster.secured)} » : la pile de .env n'a ni TLS ni compte."
     for words, sort, cure in (
-        ("SASL|uthenti", "refuse ce compte", "Vérifiez KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD."),
+        ("SASL|uthenti", "refuse ce compte", "Vérifiez les variables KAFKA_SASL_MECHANISM, _USERNAME et _PASSWORD."),
         ("SSL", "TLS ne s'établit pas", "Vérifiez KAFKA_SECURITY_PROTOCOL et KAFKA_SSL_CA_LOCATION (le certificat de "
          "l'autorité)."),
     ):  # fmt: skip

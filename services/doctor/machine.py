@@ -1,16 +1,17 @@
 """La machine : système, dossiers, disque, mémoire. Bibliothèque standard seulement."""
 
+import importlib
 import os
 import platform
+import re
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.doctor.env_file import ROOT, data_folder, value
+from services.doctor.ports import listening
 from services.doctor.report import Check, Finding, ok, problem, unknown, warning
-
-ROOT = Path(__file__).resolve().parents[2]
 
 GIGABYTE = 1024**3
 # Une pile vide pèse 60 Mo, Java, PostgreSQL et les jars 400, l'environnement des développeurs 1,2 Go ; un broker qui
@@ -102,11 +103,6 @@ def judge_path(path: Path) -> list[Finding]:
     ]
 
 
-def data_folder(environ: Mapping[str, str]) -> Path:
-    """Dossier des serveurs sans Docker."""
-    return Path(environ.get("SERVICES_DATA") or ROOT / ".data").resolve()
-
-
 def folders() -> list[Finding]:
     """Données des serveurs et fichiers exportés."""
     if os.name == "nt":
@@ -157,20 +153,30 @@ def judge_memory(total: int, available: int, *, running: bool) -> Finding:
     return ok("mémoire", text)
 
 
+def memory_facts() -> tuple[int, int] | None:
+    """Mémoire totale et disponible de la machine ; None si rien ne les donne."""
+    with suppress(ImportError):
+        psutil = importlib.import_module("psutil")
+        return psutil.virtual_memory().total, psutil.virtual_memory().available
+    with suppress(OSError, KeyError):
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+        return sizes["MemTotal"], sizes["MemAvailable"]
+    return None
+
+
 def memory() -> list[Finding]:
-    """Mémoire de la machine, ou la part que le conteneur où nous sommes en reçoit."""
-    try:
-        import psutil  # noqa: PLC0415 - le seul paquet d'ici, et il peut manquer
-    except ImportError:
+    """La mémoire, et si les serveurs en ont déjà pris leur part."""
+    facts = memory_facts()
+    if facts is None:
         return [unknown("mémoire", "pas regardée : il manque le paquet psutil", "Voyez la ligne « paquets ».")]
-    total, available = psutil.virtual_memory().total, psutil.virtual_memory().available
+    total, available = facts
     with suppress(OSError, ValueError):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
         total, available = min(total, limit), min(available, max(0, limit - used))
-    mark = str(data_folder(os.environ))
-    running = any(mark in " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
-    return [judge_memory(total, available, running=running)]
+    port = value("PORT_KAFKA1")
+    return [judge_memory(total, available, running=port.isdecimal() and listening(int(port)))]
 
 
 def system() -> list[Finding]:

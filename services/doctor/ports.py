@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from services.doctor.env_file import value
-from services.doctor.machine import ROOT, data_folder
+from services.doctor.env_file import ROOT, data_folder, value
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 from services.doctor.variables import LOCAL
 

@@ -10,8 +10,8 @@ from typing import Any
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
 
+from services.doctor.env_file import ROOT
 from services.doctor.kafka import ADMIN_SECONDS, Cluster, Topic, admin, asking, local
-from services.doctor.machine import ROOT
 from services.doctor.report import (
     AHEAD_SECONDS,
     PROBLEM,

@@ -18,9 +18,11 @@ GUARANTEED = frozenset(
         "acks",
         "auto.offset.reset",
         "delivery.report.only.error",
+        "delivery.timeout.ms",
         "enable.auto.commit",
         "enable.auto.offset.store",
         "enable.idempotence",
+        "enable.partition.eof",
         "isolation.level",
         "message.timeout.ms",
         "transaction.timeout.ms",
@@ -102,7 +104,7 @@ def _kafka_effect(name: str, text: str) -> tuple[str, str]:
     return WARNING, f"règle « {key} » dans le client Kafka de chaque script"
 
 
-def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: PLR0911 - une phrase par cas
+def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: PLR0911 - un par cas
     """Ce que cette variable change ; une phrase vide si rien."""
     if name == "MONGO_URI":
         return f"les scripts de l'exercice 3 parlent au MongoDB de {_host_of(text)}, pas à la pile de .env"
@@ -136,28 +138,24 @@ def _host_of(uri: str) -> str:
 # --- Proxy ---
 
 
-def judge_proxy(
-    proxies: Mapping[str, str], *, bypassed: bool, bundles: Mapping[str, str], existing: bool
-) -> list[Finding]:
+def judge_proxy(proxies: Mapping[str, str], *, bypassed: bool, bundles: Mapping[str, str]) -> list[Finding]:
     """Les variables de proxy.
 
     Args:
         proxies: protocole → proxy, tels que les bibliothèques les lisent.
         bypassed: localhost ne passe pas par le proxy.
         bundles: variables qui nomment un fichier de certificats, et ce fichier.
-        existing: tous ces fichiers existent.
     """
     notes = Notes("proxy")
-    if not existing:
-        lacking = ", ".join(f"{name}={path}" for name, path in bundles.items() if not Path(path).exists())
+    if lacking := ", ".join(f"{name}={path}" for name, path in bundles.items() if not Path(path).exists()):
         notes.warning(
             f"{lacking} : ce fichier n'existe pas, les téléchargements échoueront",
             "Donnez le chemin du certificat de votre entreprise, ou retirez la variable.",
         )
     if any(scheme in proxies for scheme in ("http", "all")) and not bypassed:
         notes.warning(
-            "http_proxy ou all_proxy est posée et no_proxy n'exempte pas localhost : curl vers Kafka "
-            "Connect (localhost:8083) partirait au proxy",
+            "un proxy est posé et no_proxy n'exempte pas localhost : curl et d'autres peuvent lui envoyer ce qui est "
+            "pour Kafka Connect ou l'aperçu",
             "« export no_proxy=localhost,127.0.0.1 NO_PROXY=localhost,127.0.0.1 ».",
         )
     if any(scheme in proxies for scheme in ("https", "all")) and not bundles:
@@ -177,9 +175,7 @@ def proxy() -> list[Finding]:
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE")
     bundles = {name: os.environ[name] for name in names if os.environ.get(name)}
     proxies = {scheme: text for scheme, text in proxies.items() if scheme != "no"}
-    return judge_proxy(
-        proxies, bypassed=bypassed, bundles=bundles, existing=all(Path(p).exists() for p in bundles.values())
-    )
+    return judge_proxy(proxies, bypassed=bypassed, bundles=bundles)
 
 
 CHECKS: dict[str, Check] = {"variables": lambda: judge_variables(os.environ, read_env()), "proxy": proxy}
