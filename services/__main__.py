@@ -29,10 +29,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from commun.cli import Parser, run
+from services.doctor.__main__ import main as doctor
 
 if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # avant les autres imports : il dit quel paquet manque
-    from services.doctor.__main__ import main as doctor
-
     run(lambda: doctor(sys.argv[2:]))
 
 from commun.errors import PipelineError
@@ -226,6 +225,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
+    if args.command == "doctor":
+        return doctor([])
     stack = Stack()
     if args.command == "status":
         return status(stack)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,29 +183,32 @@ def ask(*command: str) -> tuple[str, str]:
     return done.stdout.strip(), ""
 
 
-def engine_facts() -> Engine | None:
-    """Le moteur, par la commande docker ; None si elle n'est pas installée."""
-    if not shutil.which("docker"):
-        return None
-    text, error = ask(
-        "docker", "version", "--format", "{{.Server.Version}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}}"
-    )
+QUESTIONS = {
+    "engine": ("docker", "version", "--format", "{{.Server.Version}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}}"),
+    "memory": ("docker", "info", "--format", "{{.MemTotal}}"),
+    "docker-compose": ("docker-compose", "version", "--short"),
+    "docker compose": ("docker", "compose", "version", "--short"),
+}
+
+
+def docker_facts() -> tuple[Engine | None, dict[str, str]]:
+    """Le moteur (None sans la commande docker) et la version de chaque Compose ; toutes les questions à la fois."""
+    asked = {name: command for name, command in QUESTIONS.items() if shutil.which(command[0])}
+    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+        answers = dict(zip(asked, pool.map(lambda command: ask(*command), asked.values()), strict=True))
+    versions = {
+        name: text.removeprefix("v")
+        for name, (text, error) in answers.items()
+        if name.endswith("compose") and not error
+    }
+    if "engine" not in answers:
+        return None, versions
+    text, error = answers["engine"]
     if error:
-        return Engine(error=error)
+        return Engine(error=error), versions
     version, api, oldest = (*text.split(), "", "", "")[:3]
-    memory, _ = ask("docker", "info", "--format", "{{.MemTotal}}")
-    return Engine(version, api, oldest, int(memory) if memory.isdecimal() else 0)
-
-
-def compose_versions() -> dict[str, str]:
-    """Chaque commande de Compose qui existe, et sa version."""
-    found = {}
-    for command in (("docker-compose",), ("docker", "compose")):
-        if shutil.which(command[0]):
-            version, error = ask(*command, "version", "--short")
-            if not error:
-                found[" ".join(command)] = version.removeprefix("v")
-    return found
+    memory = answers["memory"][0]
+    return Engine(version, api, oldest, int(memory) if memory.isdecimal() else 0), versions
 
 
 def processor_marks() -> set[str] | None:
@@ -247,8 +251,8 @@ def severity() -> str:
 
 def containers() -> list[Finding]:
     """Le moteur et les Compose."""
-    engine, state = engine_facts(), severity()
-    return [judge_engine(engine, state), *judge_compose(engine, compose_versions(), state)]
+    (engine, versions), state = docker_facts(), severity()
+    return [judge_engine(engine, state), *judge_compose(engine, versions, state)]
 
 
 def readable() -> list[Finding]:
