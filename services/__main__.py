@@ -225,11 +225,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
-    if args.command == "doctor":
-        return doctor([])
+    if args.command in ("doctor", "status"):
+        return doctor([]) if args.command == "doctor" else status(Stack())
     stack = Stack()
-    if args.command == "status":
-        return status(stack)
     if args.command == "logs":
         logs(stack, args.name)
         return 0
