@@ -17,6 +17,7 @@ from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, 
 
 COMPOSE_1_API = (1, 38)  # la version de l'API que Compose 1.29 parle, quelle que soit celle du moteur
 COMPOSE_2_API = ((2, 24), (1, 44))  # avant 2.24, Compose 2 ne parle pas l'API 1.44
+RECREATES = "quand il recrée un conteneur"
 CONTAINER_CONFIG_ENGINE = 26  # depuis ce moteur, recréer un conteneur avec Compose 1 échoue
 DESKTOP_MEMORY = 5.5 * GIGABYTE  # les limites de docker-compose.yml font 6,1 Go
 MOUNTED = ("services/config", "services/jars", "exercice1/data", "exercice1/connector.json", "exercice2/flink")
@@ -98,7 +99,8 @@ def judge_compose(engine: Engine | None, commands: Mapping[str, str], state: str
                 if suitable
                 else "Installez Compose 2 (paquet docker-compose-plugin) et tapez « docker compose up -d »."
             )
-            notes.add(WARNING if suitable else state, f"« {name} » {version} {reason}", cure)
+            first_time_works = RECREATES in reason
+            notes.add(WARNING if suitable or first_time_works else state, f"« {name} » {version} {reason}", cure)
         else:
             notes.add(OK, f"« {name} » {version}")
     return notes.found
@@ -115,7 +117,7 @@ def trouble(version: str, engine: Engine) -> str:
         if oldest > COMPOSE_1_API:
             return f"parle l'API 1.38, et ce moteur ({engine.version}) n'accepte que {engine.oldest_api} ou plus"
         if numbers(engine.version) >= (CONTAINER_CONFIG_ENGINE,):
-            return f"échoue avec ce moteur ({engine.version}) quand il recrée un conteneur : KeyError 'ContainerConfig'"
+            return f"échoue avec ce moteur ({engine.version}) {RECREATES} : KeyError 'ContainerConfig'"
     elif compose < COMPOSE_2_API[0] and oldest >= COMPOSE_2_API[1]:
         return f"est trop ancien pour ce moteur ({engine.version}), qui n'accepte que l'API {engine.oldest_api} ou plus"
     return ""

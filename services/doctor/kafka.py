@@ -17,7 +17,7 @@ from services.doctor.ports import reach_all
 from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem
 
 METADATA_SECONDS = 2.5
-ADMIN_SECONDS = 1.5
+ADMIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True)

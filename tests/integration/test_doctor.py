@@ -27,7 +27,8 @@ from tests.conftest import services
 
 pytestmark = pytest.mark.usefixtures("stack")
 
-SECONDS = 20  # les contrôles durent cinq secondes au plus ; le reste est à Python, sur une machine chargée
+SECONDS = 30  # les contrôles durent cinq secondes au plus ; le reste est à Python, sur une machine chargée
+TRIES = 8  # sur une machine chargée, un contrôle peut dépasser ses cinq secondes : il est « inconnu », on recommence
 Findings = list[dict[str, str]]
 
 
@@ -51,7 +52,7 @@ def doctor(*command: str, env: dict[str, str] | None = None) -> tuple[int, Findi
 
 def expect(check: str, state: str, message: str, cure: str = "", **options: object) -> tuple[int, Findings]:
     """Un constat de ce contrôle, de cet état, où se lisent ``message`` et ``cure`` (des motifs)."""
-    for _ in range(3):  # sur une machine chargée, un contrôle peut dépasser ses cinq secondes : il est « inconnu »
+    for _ in range(TRIES):
         code, findings = doctor(*options.get("command", ()), env=options.get("env"))  # type: ignore[misc, arg-type]
         for finding in findings:
             same = (finding["check"], finding["state"]) == (check, state)
@@ -71,10 +72,7 @@ def free_port() -> int:
 
 def test_a_healthy_stack_has_no_problem() -> None:
     """La pile des tests : aucun problème, code 0, et tout ce qui touche aux serveurs est bon."""
-    code, findings = expect("PostgreSQL", "ok", "UTF8")
-    assert code == 0
-    about = {finding["check"] for finding in findings if finding["state"] == "ok"}
-    assert {
+    good = {
         "Python",
         "paquets",
         "projet",
@@ -84,7 +82,14 @@ def test_a_healthy_stack_has_no_problem() -> None:
         "topics",
         "Connect",
         "MongoDB",
-    } <= about
+        "PostgreSQL",
+    }
+    for _ in range(TRIES):
+        code, findings = doctor()
+        lacking = good - {finding["check"] for finding in findings if finding["state"] == "ok"}
+        if not lacking:
+            break
+    assert (code, lacking) == (0, set()), findings
     text = services("doctor")
     assert (text.returncode, text.stderr, "\033" in text.stdout) == (0, "", False)
     assert "\n0 problème, " in text.stdout

@@ -333,7 +333,8 @@ ENGINE_29 = docker.Engine("29.0.2", "1.52", "1.44", 8 * GIGABYTE)
 def test_compose_and_engine(engine: docker.Engine, version: str, words: str) -> None:
     """Quel Compose parle à quel moteur."""
     finding = the(docker.judge_compose(engine, {"docker-compose": version}, PROBLEM))
-    assert (finding.state, words in finding.message) == (PROBLEM if words else OK, True), finding
+    state = WARNING if words == "ContainerConfig" else PROBLEM if words else OK  # le premier « up », lui, réussit
+    assert (finding.state, words in finding.message) == (state, True), finding
 
 
 def test_the_other_compose_is_named() -> None:
@@ -506,9 +507,9 @@ FILE = "org.apache.kafka.connect.file.FileStreamSourceConnector"
 def test_connect() -> None:
     """Muet, en train de démarrer, sans greffon, avec un connecteur arrêté."""
     assert the(connect.judge_connect(200, [FILE], {}, "8083")).state == OK
-    assert the(connect.judge_connect(None, [], {}, "8083")).state == WARNING
+    assert "ne répond pas" in the(connect.judge_connect(None, [], {}, "8083")).message
     assert "404" in the(connect.judge_connect(404, [], {}, "8083")).message
-    assert "greffon" in the(connect.judge_connect(200, ["autre"], {}, "8083")).message
+    assert "n'a pas le greffon" in the(connect.judge_connect(200, ["autre"], {}, "8083")).message
     tasks = [{"state": "FAILED", "trace": "Cause\n\tat x"}]
     about = {"csv-source": {"status": {"connector": {"state": "RUNNING"}, "tasks": tasks}}}
     assert connect.failures(about) == {"csv-source": "Cause"}
