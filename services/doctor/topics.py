@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import ConfigResource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import ConfigResource, ConfigSource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
 
 from services.doctor.env_file import ROOT
 from services.doctor.kafka import ADMIN_SECONDS, Cluster, Topic, admin, asking, local
@@ -45,6 +45,8 @@ GROUPS = {
     "VENTES_GROUP": "ventes-consumer-group",
     "TRANSACTIONS_MONITOR_GROUP": "",
 }
+RENEWED = "« make reset » (ou « docker-compose down -v ») puis « up » recrée tout, vide"
+OWN = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
 MONITOR_PREFIX = "fenetres-"
 
 # --- Topics ---
@@ -92,7 +94,7 @@ def judge_topics(wanted: Mapping[str, Topic], found: Mapping[str, Topic], leader
 
 def reproaches(wanted: Topic, found: Topic) -> Iterator[tuple[str, str, str]]:
     """Ce qu'un topic n'a pas de ce qu'il devrait avoir : l'état, la phrase, le remède."""
-    again = "Recréez ces topics (leurs messages se perdent) ; « make reset » recrée tout."
+    again = f"Recréez ces topics (leurs messages se perdent) ; sur la pile locale, {RENEWED}."
     config, minimum = found.config, int(found.config.get("min.insync.replicas", IN_SYNC))
     if found.partitions < wanted.partitions:
         yield (WARNING, f"{found.partitions} partition(s) au lieu de {wanted.partitions}, donc pas plus de "
@@ -126,7 +128,7 @@ def reproaches(wanted: Topic, found: Topic) -> Iterator[tuple[str, str, str]]:
 
 
 def _set(pair: str) -> str:
-    return f"« kafka-configs.sh --alter --topic … --add-config {pair} », ou « make reset », qui recrée tout."
+    return f"« kafka-configs.sh --alter --topic … --add-config {pair} » ; sur la pile locale, {RENEWED}."
 
 
 def with_configs(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str, Topic]:
@@ -141,7 +143,7 @@ def with_configs(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str,
             topic.replicas,
             {name: entry.value for name, entry in entries.items()},
             topic.in_sync,
-            frozenset(name for name, entry in entries.items() if entry.source != 1),
+            frozenset(name for name, entry in entries.items() if entry.source != OWN),
         )
     return found
 

@@ -127,6 +127,8 @@ def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: 
         return "les consommateurs sont de ce groupe-là au lieu de celui par défaut"
     if name == "EXPORT_DIR" and not os.path.isabs(text):
         return "chemin relatif : chaque script le compte depuis le dossier où il est lancé"
+    if name == "DOCKER_HOST" and text.startswith(("unix:", "npipe:")):  # une socket de cette machine
+        return ""
     return ELSEWHERE.get(name, "")
 
 

@@ -223,6 +223,8 @@ def test_cluster_id(tmp_path: Path) -> None:
     ("TRANSACTIONS_MONITOR_GROUP", "autre", WARNING, "ce groupe-là"),
     ("SERVICES_DATA", "/ailleurs", WARNING, "une autre pile"),
     ("JAVA_TOOL_OPTIONS", "-Dx", WARNING, "serveur Java"),
+    ("DOCKER_HOST", "ssh://ailleurs", WARNING, "sur localhost, rien ne répondra"),
+    ("DOCKER_HOST", "unix:///run/user/1000/docker.sock", OK, "aucune"),
     ("HOME", "/root", OK, "aucune"),
 ])  # fmt: skip
 def test_exported_variables(name: str, text: str, state: str, words: str) -> None:
