@@ -14,7 +14,7 @@ from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyM
 from commun.settings import mongo_uri
 from services.doctor.env_file import value
 from services.doctor.ports import reachable
-from services.doctor.refusals import START, Login, changed, first_line, judge_time
+from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
 from services.doctor.report import Check, Finding, Notes, problem
 
 MONGO_MILLISECONDS = 2500
@@ -72,7 +72,9 @@ def judge_mongo_failure(code: int | None, said: str, login: Login, silence: str)
         cure = START if local else "Vérifiez MONGO_URI et le réseau."
         return problem("MongoDB", f"ne répond pas sur {where} : {silence}", cure)
     message = f"la connexion s'ouvre sur {where}, mais personne n'y répond comme MongoDB : « {said} »"
-    return problem("MongoDB", message, START if local else "Vérifiez MONGO_URI (port, tls=true, replicaSet=…).")
+    return problem(
+        "MongoDB", message, restart("mongodb") if local else "Vérifiez MONGO_URI (port, tls=true, replicaSet=…)."
+    )
 
 
 def mongodb() -> list[Finding]:

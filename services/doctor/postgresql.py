@@ -9,7 +9,7 @@ import psycopg2
 
 from commun.settings import postgres_dsn
 from services.doctor.ports import reachable
-from services.doctor.refusals import START, Login, changed, first_line, judge_time
+from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes
 from services.doctor.variables import LOCAL
 
@@ -91,7 +91,7 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
         cure = START if local else "Vérifiez PGHOST, PGPORT et le réseau."
     else:
         message = f"la connexion s'ouvre sur {where}, mais personne n'y répond comme PostgreSQL : « {reason} »"
-        cure = START if local else "Vérifiez PGHOST et PGPORT."
+        cure = restart("postgres") if local else "Vérifiez PGHOST et PGPORT."
     return Finding("PostgreSQL", state, message, cure)
 
 

@@ -20,11 +20,17 @@ class Login:
     reader: bool = False  # le rôle tableau, dont les scripts se passent
 
 
+def restart(service: str) -> str:
+    """Le remède d'un serveur de la pile locale qui tient son port sans répondre."""
+    return f"« python -m services restart {service} » ou « docker-compose restart {service} »."
+
+
 def changed(variables: Sequence[str], environ: Mapping[str, str]) -> str:
     """Le remède d'un mot de passe refusé : le compte date du premier démarrage, ``variables`` ont changé depuis."""
     if exported := [name for name in variables if name in environ]:
         return (
-            f"« unset {' '.join(exported)} » : exportée, elle remplace .env, mais pas le compte du premier démarrage."
+            f"« unset {' '.join(exported)} » : ce qui est exporté l'emporte sur .env, mais le compte, lui, date du "
+            "premier démarrage."
         )
     return (
         f"Remettez dans .env {' et '.join(variables)} du premier démarrage, ou repartez de zéro, données comprises "

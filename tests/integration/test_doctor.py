@@ -138,7 +138,7 @@ def test_a_frozen_database() -> None:
     assert pid
     assert services("pause", "postgres").returncode == 0
     try:
-        expect("PostgreSQL", "problem", "personne n'y répond comme PostgreSQL")
+        expect("PostgreSQL", "problem", "personne n'y répond comme PostgreSQL", "services restart postgres")
     finally:
         assert services("resume", "postgres").returncode == 0
 
