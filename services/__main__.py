@@ -16,23 +16,25 @@ ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1.
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
 
+import sys
+
+from commun.cli import Parser, run
+from services.doctor.__main__ import main as doctor
+
+# Avant les autres imports : « doctor » marche sans les paquets des serveurs, et sous Windows.
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:
+    run(lambda: doctor(sys.argv[2:]))
+
 import argparse
 import contextlib
 import fcntl
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from commun.cli import Parser, run
-from services.doctor.__main__ import main as doctor
-
-if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # avant les autres imports : il dit quel paquet manque
-    run(lambda: doctor(sys.argv[2:]))
 
 from commun.errors import PipelineError
 from commun.settings import ROOT
