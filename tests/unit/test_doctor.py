@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from commun.kafka import _FOREIGN, _KUBERNETES
 from commun.settings import ROOT, defaults
@@ -147,7 +148,7 @@ def test_folders(tmp_path: Path) -> None:
     """Un fichier à la place d'un dossier, un dossier fermé : problèmes ; un dossier à créer : rien à redire."""
     (tmp_path / "fichier").touch()
     blocked = machine.judge_folder("exports", "EXPORT_DIR", machine.folder_facts(tmp_path / "fichier" / "exports"))
-    assert (blocked.state, "EXPORT_DIR" in blocked.cure) == (PROBLEM, True)
+    assert (blocked.state, "est un fichier" in blocked.message, "EXPORT_DIR" in blocked.cure) == (PROBLEM, True, True)
     future = machine.folder_facts(tmp_path / "a" / "b")
     assert machine.judge_folder("exports", "EXPORT_DIR", future).state == OK
     assert machine.judge_folder("exports", "EXPORT_DIR", replace(future, writable=False)).state == PROBLEM
@@ -173,6 +174,12 @@ def test_memory() -> None:
     assert the(machine.judge_memory(2 * GIGABYTE, GIGABYTE, running=True)).state == WARNING
     assert the(machine.judge_memory(8 * GIGABYTE, GIGABYTE, running=False)).state == WARNING
     assert the(machine.judge_memory(8 * GIGABYTE, GIGABYTE, running=True)).state == OK
+
+
+def test_memory_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ni psutil, ni /proc : inconnu."""
+    monkeypatch.setattr(machine, "memory_facts", lambda: None)
+    assert the(list(machine.memory())).state == UNKNOWN
 
 
 # --- .env et les variables ---
@@ -433,6 +440,19 @@ def test_secured_client_for_the_local_stack() -> None:
     """KAFKA_SECURITY_PROTOCOL exportée pour un autre cluster : la retirer."""
     cluster = Cluster(THREE, errors=["SSL handshake failed"], secured=["KAFKA_SECURITY_PROTOCOL"])
     assert "unset KAFKA_SECURITY_PROTOCOL" in the(kafka.judge_brokers(cluster, local=True)).cure
+
+
+def test_a_question_kafka_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un cluster qui répond, mais pas à cette question : inconnu, avec la raison. Muet : rien à ajouter."""
+
+    def refuse(known: Cluster) -> list[Finding]:
+        raise KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+
+    monkeypatch.setattr(kafka, "cluster", lambda: Cluster(THREE, BROKERS))
+    (finding,) = kafka.asking("topics", refuse)()
+    assert (finding.check, finding.state, "uthorization" in finding.message) == ("topics", UNKNOWN, True)
+    monkeypatch.setattr(kafka, "cluster", lambda: Cluster(THREE))
+    assert list(kafka.asking("topics", refuse)()) == []
 
 
 def test_refused_setting() -> None:
