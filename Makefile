@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Une phrase si Python n'est pas de ceux du projet.
+CHECK_PYTHON = $(PYTHON) -c 'import os, shutil, sys; v = sys.version_info[:2]; mongod = shutil.which(os.environ.get("MONGOD") or "mongod"); sys.exit(None if (3, 11) <= v <= (3, 13) or v == (3, 14) and mongod else "Il faut Python 3.11, 3.12 ou 3.13, ou 3.14 avec mongod (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+
 # Ce qu'il faut pour les scripts et les serveurs.
 $(VENV)/installed: requirements.txt services/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import os, shutil, sys; v = sys.version_info[:2]; mongod = shutil.which(os.environ.get("MONGOD") or "mongod"); sys.exit(None if (3, 11) <= v <= (3, 13) or v == (3, 14) and mongod else "Il faut Python 3.11, 3.12 ou 3.13, ou 3.14 avec mongod (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installation des paquets dans $(VENV) (une minute ou deux, la première fois)…"
 	$(PIP) -r requirements.txt -r services/requirements.txt
@@ -31,6 +34,9 @@ $(BIN)/python:
 	@echo "Rien n'est encore installé ici : « make services » installe et démarre." >&2; exit 1
 
 install: $(VENV)/installed  ## l'environnement virtuel .venv, pour les scripts et les serveurs
+
+doctor:          ## ce qui arrêterait les scripts, et le remède de chaque chose ; n'installe rien
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(CHECK_PYTHON) && $(PYTHON)) -m services.doctor
 
 demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérification au centime
 	$(BIN)/python -m services up

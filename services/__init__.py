@@ -6,7 +6,8 @@ Mêmes ports, mêmes noms et mêmes mots de passe que docker-compose.yml, lus da
 - ``flink`` : Apache Flink, sur demande ;
 - ``install`` : ce qui se fait une fois (jars, formatage, initdb, comptes) ;
 - ``health`` : le service répond-il vraiment ?
-- ``supervise`` : le superviseur (supervisord) qui lance et arrête les processus.
+- ``supervise`` : le superviseur (supervisord) qui lance et arrête les processus ;
+- ``doctor`` : ce qui arrêterait les scripts, et le remède de chaque chose.
 
 Linux et macOS seulement. Ce paquet se refuse dès l'import : ses modules importent ce que Windows, ou un Python
 sans l'environnement, n'ont pas, et l'erreur serait une trace en anglais. Seul ``doctor`` marche partout : c'est lui

@@ -3,6 +3,7 @@
     python -m services up            démarre tout et attend que chaque service réponde
     python -m services down          arrête tout, les données restent
     python -m services status        qui tourne, sur quel port, depuis quand
+    python -m services doctor        ce qui arrêterait les scripts, et le remède de chaque chose
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
     python -m services pause kafka2  le gèle (SIGSTOP) ; « resume » le réveille
@@ -16,19 +17,26 @@ d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a éc
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
 
+import sys
+
+from commun.cli import Parser, run
+from services.doctor.__main__ import main as doctor
+
+# Avant les autres imports : « doctor » marche sans les paquets des serveurs, et sous Windows.
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:
+    run(lambda: doctor(sys.argv[2:]))
+
 import argparse
 import contextlib
 import fcntl
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from commun.cli import Parser, run
 from commun.errors import PipelineError
 from commun.settings import setting
 from services import health, install
@@ -300,7 +308,8 @@ def alone(stack: Stack) -> Iterator[None]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options de la ligne de commande."""
     parser = Parser(__doc__, prog="python -m services")
-    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock")
+    commands = ("up", "flink", "down", "status", "logs", "kill", "pause", "resume", "stop", "restart", "reset", "lock",
+                "doctor")  # fmt: skip
     names = (*NAMES, *FLINK_NAMES)
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
@@ -316,11 +325,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
+    if args.command == "doctor":
+        return doctor([])
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # libpq les lit de lui-même : PGSERVICE ou PGOPTIONS changeraient nos questions
-    stack = Stack()
     if args.command == "status":
-        return status(stack)
+        return status(Stack())
+    stack = Stack()
     if args.command == "logs":
         logs(stack, args.name)
         return 0

@@ -1,0 +1,129 @@
+"""PostgreSQL : répond-il à ce compte, dans une version, un encodage et des droits qui conviennent ?"""
+
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+
+import psycopg2
+
+from commun.settings import postgres_dsn
+from services.doctor.ports import reachable
+from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
+from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes
+from services.doctor.variables import LOCAL
+
+POSTGRES_SECONDS = 2  # libpq n'attend pas moins
+POSTGRES_OLDEST = 160_000  # pg_input_is_valid, avec quoi pg.py juge chaque ligne, est de PostgreSQL 16
+QUESTION = """SELECT current_setting('server_version_num')::int, current_setting('server_version'),
+    current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
+    has_schema_privilege(current_schema(), 'CREATE'), extract(epoch FROM clock_timestamp())::float8"""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """Ce que PostgreSQL dit de lui."""
+
+    number: int
+    version: str
+    encoding: str
+    read_only: bool
+    may_create: bool | None  # None : la base n'a plus de schéma par défaut
+    ahead: float
+
+
+def judge_postgres(found: Postgres, where: str) -> list[Finding]:
+    """La version, l'encodage, les droits et l'heure."""
+    notes = Notes("PostgreSQL")
+    if found.number < POSTGRES_OLDEST:
+        notes.problem(
+            f"{where} est en version {found.version} : pg.py demande 16 ou plus (pg_input_is_valid)",
+            "Prenez le PostgreSQL du projet, ou un serveur 16 ou plus.",
+        )
+    if found.encoding != "UTF8":
+        notes.problem(
+            f"la base de {where} est en {found.encoding} : les noms accentués n'y entrent pas tous",
+            "Créez-la avec « CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 », et PGDATABASE.",
+        )
+    if found.read_only:
+        notes.problem(
+            f"{where} est en lecture seule pour ce compte : pg.py ne pourrait rien charger",
+            "Prenez le serveur principal, et un compte qui écrit (PGUSER).",
+        )
+    elif not found.may_create:
+        notes.problem(
+            f"ce compte n'a pas le droit de créer de table dans {where}",
+            "Faites-le propriétaire de la base (« ALTER DATABASE … OWNER TO … »), ou changez PGUSER.",
+        )
+    notes.found += judge_time("PostgreSQL", found.ahead)
+    return notes.or_ok(f"{found.version}, {found.encoding}, sur {where}")
+
+
+def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
+    """Pourquoi PostgreSQL n'a pas servi : dans la phrase de libpq, « FATAL » vient du serveur, le reste d'ici.
+
+    ``silence`` : pourquoi on ne se connecte pas à son port ; vide si on s'y connecte.
+    """
+    state, where, local = WARNING if login.reader else PROBLEM, login.where, login.local
+    said = first_line(said)
+    reason = said.rpartition("failed: ")[2]
+    if re.search("no password supplied|aucun mot de passe", said):
+        message = f"{where} demande un mot de passe pour {login.user}, et il n'y en a pas"
+        cure = "Posez PGPASSWORD : celui de .env ne part que vers le PGHOST de .env."
+    elif "FATAL" in said and re.search("password|mot de passe", said):
+        message = f"{where} répond mais refuse le mot de passe de {login.user}"
+        variables = ("TABLEAU_PASSWORD",) if login.reader else ("PGUSER", "PGPASSWORD")
+        cure = changed(variables, login.environ) if local else "Vérifiez PGUSER et PGPASSWORD."
+    elif "FATAL" in said:
+        message = f"{where} répond mais refuse : « {reason} »"
+        cure = (
+            "Vérifiez PGDATABASE et PGUSER ; après un premier démarrage manqué sous Docker, « docker-compose down -v » "
+            "puis « docker-compose up -d »."
+        )
+    elif "SSL" in said:
+        message = f"{where} : « {reason} »"
+        own = "Le PostgreSQL du projet n'a pas de TLS : « unset PGSSLMODE »."
+        cure = own if local else "Vérifiez PGSSLMODE et PGSSLROOTCERT."
+    elif re.search("definition of service|service file", said):
+        message, cure = f"PGSERVICE ne se lit pas : « {said} »", "Corrigez PGSERVICE, ou « unset PGSERVICE »."
+    elif silence:
+        message = f"ne répond pas sur {where} : {silence}"
+        cure = START if local else "Vérifiez PGHOST, PGPORT et le réseau."
+    else:
+        message = f"la connexion s'ouvre sur {where}, mais personne n'y répond comme PostgreSQL : « {reason} »"
+        cure = restart("postgres") if local else "Vérifiez PGHOST et PGPORT."
+    return Finding("PostgreSQL", state, message, cure)
+
+
+def postgresql() -> list[Finding]:
+    """Se connecte comme pg.py, demande, n'écrit rien ; puis comme Tableau."""
+    dsn = postgres_dsn()
+    where = f"{dsn['host']}:{dsn['port']}/{dsn['dbname']}" if dsn else f"le service {os.environ.get('PGSERVICE')}"
+    login = Login(where, dsn.get("user", "ce compte"), dsn.get("host", "?") in LOCAL, os.environ)
+    try:
+        connection = psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS)
+    except psycopg2.OperationalError as error:
+        return [judge_postgres_failure(str(error), login, reachable(f"{dsn['host']}:{dsn['port']}") if dsn else "")]
+    try:
+        with connection.cursor() as cursor:
+            asked = time.time()
+            cursor.execute(QUESTION)
+            *facts, clock = cursor.fetchone() or [None] * 6
+    finally:
+        connection.close()
+    return judge_postgres(Postgres(*(*facts, clock - asked)), where) + reader(login)
+
+
+def reader(login: Login) -> list[Finding]:
+    """Le rôle tableau entre-t-il ? Rien à dire s'il entre, ou si on ne connaît pas son mot de passe."""
+    dsn = postgres_dsn(reader=True)
+    if not dsn.get("password"):
+        return []
+    try:
+        psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS).close()
+    except psycopg2.OperationalError as error:
+        return [judge_postgres_failure(str(error), replace(login, user="tableau", reader=True), "")]
+    return []
+
+
+CHECKS: dict[str, Check] = {"PostgreSQL": postgresql}
