@@ -329,9 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return doctor([])
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # libpq les lit de lui-même : PGSERVICE ou PGOPTIONS changeraient nos questions
-    if args.command == "status":
-        return status(Stack())
     stack = Stack()
+    if args.command == "status":
+        return status(stack)
     if args.command == "logs":
         logs(stack, args.name)
         return 0
@@ -340,23 +340,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif stack.data.exists():
         stack.refuse_foreign()
     with alone(stack):
-        match args.command:
-            case "up":
-                up(stack)
-            case "flink":
-                up(stack)
-                start_flink(stack)
-            case "down":
-                say(f"Tout est arrêté ; les données restent dans {stack.data}." if down(stack) else "Rien ne tourne.")
-            case "restart":
-                restart(stack, args.name)
-            case "reset":
-                reset(stack, sure=args.oui)
-            case "lock":
-                install.lock()
-            case _:
-                act(Supervisor(stack), args.command, args.name)
+        run_alone(stack, args)
     return 0
+
+
+def run_alone(stack: Stack, args: argparse.Namespace) -> None:
+    """Les commandes qui changent quelque chose."""
+    match args.command:
+        case "up":
+            up(stack)
+        case "flink":
+            up(stack)
+            start_flink(stack)
+        case "down":
+            say(f"Tout est arrêté ; les données restent dans {stack.data}." if down(stack) else "Rien ne tourne.")
+        case "restart":
+            restart(stack, args.name)
+        case "reset":
+            reset(stack, sure=args.oui)
+        case "lock":
+            install.lock()
+        case _:
+            act(Supervisor(stack), args.command, args.name)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,23 @@ from services.doctor.report import Check, Finding, Notes, ok, problem, warning
 
 ACTIVATE = "« source .venv/bin/activate », dans chaque terminal"
 INSTALL = "« make install », ou « pip install -r requirements.txt » dans un environnement virtuel"
-PYTHONS = ((3, 11), (3, 13))  # les mêmes bornes que pyproject.toml
+PYTHONS = ((3, 11), (3, 14))  # les mêmes bornes que pyproject.toml
 
 
 def judge_python(version: Sequence[int], executable: str) -> Finding:
     """La version de Python est-elle de celles pour lesquelles tous les paquets existent ?"""
     text = f"Python {'.'.join(map(str, version[:3]))} ({executable})"
-    if PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
+    if tuple(version[:2]) == PYTHONS[1]:
+        return warning(
+            "Python",
+            f"{text} : rien n'y a encore été essayé, et SecantusDB, le MongoDB de la pile sans Docker, n'y existe pas",
+            "Prenez 3.13, ou Docker, ou installez mongod.",
+        )
+    if PYTHONS[0] <= tuple(version[:2]) < PYTHONS[1]:
         return ok("Python", text)
     return problem(
         "Python",
-        f"{text} : il faut 3.11, 3.12 ou 3.13, seules versions où tous les paquets sont essayés",
+        f"{text} : il faut 3.11, 3.12 ou 3.13, les versions où tous les paquets sont essayés",
         "Installez l'une d'elles, puis « make PYTHON=python3.13 install ».",
     )
 

@@ -24,7 +24,7 @@ VARIABLES = {
     "kafka3": "PORT_KAFKA3",
     "connect": "PORT_CONNECT",
     "mongodb": "PORT_MONGO",
-    "postgres": "PGPORT",
+    "postgres": "PORT_POSTGRES",
     "jobmanager": "PORT_FLINK",
 }
 ON_DEMAND = ("jobmanager",)
@@ -98,7 +98,7 @@ def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Seque
         notes.add(
             state,
             f"pris par une autre copie du projet, de données {name} : {text}",
-            "« make stop » dans son dossier, ou d'autres ports ici (PORT_… et PGPORT, dans .env).",
+            "« make stop » dans son dossier, ou d'autres ports ici (PORT_…, dans .env).",
         )
     kinds = {holder.kind for service, (_, holder) in holders.items() if holder and service not in foreign}
     if {OURS, CONTAINER} <= kinds:
@@ -232,7 +232,7 @@ def foreign_services(environ: Mapping[str, str]) -> list[str]:
     """Services que les scripts cherchent ailleurs que dans la pile de .env."""
     found = ["kafka1", "kafka2", "kafka3", "connect"] if environ.get("KAFKA_BOOTSTRAP_SERVERS") else []
     found += ["mongodb"] if environ.get("MONGO_URI") else []
-    elsewhere = environ.get("PGHOST", "") not in LOCAL or "PGSERVICE" in environ
+    elsewhere = environ.get("PGHOST", "") not in LOCAL or not {"PGSERVICE", "PGPORT"}.isdisjoint(environ)
     return found + (["postgres"] if elsewhere else [])
 
 

@@ -69,7 +69,7 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
     reason = said.rpartition("failed: ")[2]
     if re.search("no password supplied|aucun mot de passe", said):
         message = f"{where} demande un mot de passe pour {login.user}, et il n'y en a pas"
-        cure = "Posez PGPASSWORD : celui de .env ne part que vers le PGHOST de .env."
+        cure = "Posez PGPASSWORD : celui de .env ne part que vers localhost."
     elif "FATAL" in said and re.search("password|mot de passe", said):
         message = f"{where} répond mais refuse le mot de passe de {login.user}"
         variables = ("TABLEAU_PASSWORD",) if login.reader else ("PGUSER", "PGPASSWORD")

@@ -37,14 +37,17 @@ ELSEWHERE = {
     "PGSERVICE": "libpq prend tout dans ce service : pg.py, reconcile.py et l'aperçu iront où il dit, sans rien de "
     ".env",
     "PGHOSTADDR": "libpq s'y connecte quelle que soit PGHOST : pg.py, reconcile.py et l'aperçu iront là",
+    "PGPORT": "pg.py, reconcile.py et l'aperçu iront à ce port, au lieu de celui de .env (PORT_POSTGRES)",
+    "PGDATABASE": "pg.py, reconcile.py et l'aperçu iront dans cette base, au lieu de celle de .env",
+    "PGUSER": "pg.py et reconcile.py prendront ce compte, au lieu de celui de .env",
+    "PGPASSWORD": "remplace le mot de passe de .env pour pg.py et reconcile.py",
     "PGSERVICEFILE": "libpq y cherche les services de PGSERVICE",
     "PGPASSFILE": "libpq y cherche les mots de passe qui ne sont ni dans .env ni dans PGPASSWORD",
     "PGSSLMODE": "règle le chiffrement de pg.py, reconcile.py et de l'aperçu ; le PostgreSQL du projet n'a pas de TLS",
     "PGOPTIONS": "ces options partent à l'ouverture de chaque connexion de pg.py, reconcile.py et de l'aperçu",
     "PGCLIENTENCODING": "change l'encodage des connexions de pg.py, que les fichiers exportés ont en UTF-8",
     "PGTARGETSESSIONATTRS": "libpq refuse les serveurs qui n'ont pas cette qualité",
-    "EXPORT_DIR": "schedule_export.py, pg.py et reconcile.py travaillent dans ce dossier ; « reset » efface ses "
-    "exports",
+    "EXPORT_DIR": "schedule_export.py, pg.py et reconcile.py travaillent dans ce dossier ; « reset » n'y touche pas",
     "EXPORT_EVERY": "secondes entre deux exports de schedule_export.py, au lieu de 120",
     "SERVICES_DATA": "les serveurs sans Docker ont leurs données là ; un terminal sans elle commande une autre pile",
     "MONGOD": "les serveurs sans Docker lancent ce programme pour MongoDB",
@@ -89,7 +92,7 @@ def judge_variables(environ: Mapping[str, str], defaults: Mapping[str, str]) -> 
 
 
 def _is_port(name: str) -> bool:
-    return name.startswith("PORT_") or name == "PGPORT"
+    return name.startswith("PORT_")
 
 
 def _kafka_effect(name: str, text: str) -> tuple[str, str]:
@@ -108,7 +111,7 @@ def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: 
     """Ce que cette variable change ; une phrase vide si rien."""
     if name == "MONGO_URI":
         return f"les scripts de l'exercice 3 parlent au MongoDB de {_host_of(text)}, pas à la pile de .env"
-    if name == "PGHOST" and text != defaults.get("PGHOST"):
+    if name == "PGHOST" and text != "localhost":
         return (
             "pg.py, reconcile.py et l'aperçu iront là ; le mot de passe de .env n'y est pas envoyé (posez PGPASSWORD)"
         )
@@ -116,11 +119,9 @@ def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: 
         if text == defaults[name]:
             return ""
         if name == "CLUSTER_ID" or name.startswith(("POSTGRES_", "MONGO_ADMIN", "MONGO_ROLES")):
-            return "remplace la valeur de .env pour des serveurs encore à créer ; sans effet sur ceux qui le sont"
+            return "remplace la valeur de .env pour des conteneurs encore à créer ; sans effet sur ceux qui le sont"
         old = "la valeur" if SECRET.search(name) else defaults[name]
-        return (
-            f"remplace {old} de .env pour les scripts, et pour des serveurs encore à créer ; pas pour ceux qui le sont"
-        )
+        return f"remplace {old} de .env pour les scripts et pour des conteneurs encore à créer, pas pour les serveurs"
     if OTHER_TOPIC.match(name):
         return "les scripts lisent et écrivent ce topic-là au lieu de celui par défaut"
     if OTHER_GROUP.match(name):

@@ -97,9 +97,11 @@ def test_mounted_files_are_those_of_compose() -> None:
 # --- L'environnement ---
 
 
-@pytest.mark.parametrize(("version", "state"), [((3, 10), PROBLEM), ((3, 11), OK), ((3, 13), OK), ((3, 14), PROBLEM)])
+@pytest.mark.parametrize(
+    ("version", "state"), [((3, 10), PROBLEM), ((3, 11), OK), ((3, 13), OK), ((3, 14), WARNING), ((3, 15), PROBLEM)]
+)
 def test_python_version(version: tuple[int, ...], state: str) -> None:
-    """3.11 à 3.13, et rien d'autre."""
+    """3.11 à 3.13 ; 3.14 sans promesse ; rien d'autre."""
     assert the(environment.judge_python(version, "python")).state == state
 
 
@@ -190,8 +192,8 @@ def test_env_file() -> None:
     text = env_file.ENV.read_text(encoding="utf-8")
     assert the(env_file.judge_env(text)).state == OK
     assert the(env_file.judge_env(None)).state == PROBLEM
-    lacking = the(env_file.judge_env(text.replace("PGUSER=pipeline", "PGUSER=")))
-    assert (lacking.state, "PGUSER" in lacking.message) == (PROBLEM, True)
+    lacking = the(env_file.judge_env(text.replace("PIPELINE_USER=pipeline", "PIPELINE_USER=")))
+    assert (lacking.state, "PIPELINE_USER" in lacking.message) == (PROBLEM, True)
     assert states(env_file.judge_env(text.replace("\n", "\r\n"))) == [WARNING]
     doubtful = text.replace("MONGO_PASSWORD=pipeline-local", "MONGO_PASSWORD=a$b")
     assert "MONGO_PASSWORD" in the(env_file.judge_env(doubtful)).message
@@ -219,9 +221,11 @@ def test_cluster_id(tmp_path: Path) -> None:
     ("PGSERVICE", "prod", WARNING, "sans rien de .env"),
     ("PGHOST", "prod", WARNING, "le mot de passe de .env n'y est pas envoyé"),
     ("PGHOST", "localhost", OK, "aucune"),
-    ("PGDATABASE", "autre", WARNING, "remplace ventes_db de .env"),
-    ("PGPASSWORD", "secret", WARNING, "remplace la valeur de .env"),
-    ("PGPORT", "5433", WARNING, "PGPORT=5433"),
+    ("PGDATABASE", "autre", WARNING, "au lieu de celle de .env"),
+    ("PIPELINE_DATABASE", "autre", WARNING, "remplace ventes_db de .env"),
+    ("PGPASSWORD", "secret", WARNING, "remplace le mot de passe de .env"),
+    ("PGPORT", "5433", WARNING, "au lieu de celui de .env (PORT_POSTGRES)"),
+    ("PORT_POSTGRES", "5433", WARNING, "PORT_POSTGRES=5433"),
     ("POSTGRES_PASSWORD", "secret", WARNING, "encore à créer"),
     ("CLUSTER_ID", "autre", WARNING, "encore à créer"),
     ("EXPORT_DIR", "/ailleurs", WARNING, "reset"),
@@ -267,7 +271,7 @@ def test_port_numbers() -> None:
     """Un port qui n'en est pas un, deux services sur le même, et le port interne de Kafka."""
     good = {name: defaults()[variable] for name, variable in ports.VARIABLES.items()}
     assert ports.judge_numbers(good) == []
-    assert "PGPORT=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
+    assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
     assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": "9092"})).message
     assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": "10092"})).message
 
@@ -279,7 +283,7 @@ def test_port_holders() -> None:
     assert the(ports.judge_ports({"kafka1": (9092, None)}, [])).message == "tous libres : aucun serveur ne tourne"
     assert the(ports.judge_ports({"kafka1": (9092, ours), "postgres": (5432, ours)}, [])).state == OK
     taken = the(ports.judge_ports({"postgres": (5432, other)}, []))
-    assert (taken.state, "apache2 (pid 8)" in taken.message, "PGPORT" in taken.cure) == (PROBLEM, True, True)
+    assert (taken.state, "apache2 (pid 8)" in taken.message, "PORT_POSTGRES" in taken.cure) == (PROBLEM, True, True)
     assert the(ports.judge_ports({"postgres": (5432, other)}, ["postgres"])).state == WARNING
     assert the(ports.judge_ports({"jobmanager": (8081, other)}, [])).state == WARNING
     assert the(ports.judge_ports({"kafka1": (9092, ports.Holder(ports.HIDDEN, ""))}, [])).state == WARNING
