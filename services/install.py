@@ -13,8 +13,10 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -178,6 +180,7 @@ def _init_postgres(stack: Stack, say: Say) -> None:
     if not stack.postgres_bin.exists():
         _copy_postgres(stack)
     if (stack.postgres_data / "PG_VERSION").exists():
+        _forget_dead_postmaster(stack.postgres_data / "postmaster.pid")
         return
     say("PostgreSQL : création du serveur (initdb)…")
     # Tout se fait dans un dossier provisoire, renommé à la fin : interrompu, cela recommence.
@@ -194,6 +197,17 @@ def _init_postgres(stack: Stack, say: Say) -> None:
                 shutil.chown(path, user)
         _create_postgres(stack, draft, private, password)
     draft.rename(stack.postgres_data)
+
+
+def _forget_dead_postmaster(lock: Path) -> None:
+    """Efface le verrou d'un PostgreSQL tué net dont le système n'a pas encore repris le numéro de processus.
+
+    PostgreSQL croirait ce mort vivant. Aucun de ses processus ne reste : « up » les a tous terminés avant.
+    """
+    with suppress(OSError, ValueError, psutil.Error):
+        number = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
+        if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+            lock.unlink()
 
 
 def _copy_postgres(stack: Stack) -> None:

@@ -30,6 +30,19 @@ for name in KAFKA_BOOTSTRAP_SERVERS TRANSACTIONS_TOPIC TRANSACTIONS_FENETRES_FLI
   placeholder="\${$name}"
   sql=${sql//"$placeholder"/${!name}}
 done
+# Une adresse file:// ne supporte ni espace, ni « # », ni « % », ni accent : ils y sont codés, octet par octet.
+address() {
+  local LC_ALL=C text=$1 i char code
+  for ((i = 0; i < ${#text}; i++)); do
+    char=${text:i:1}
+    if [[ $char == [A-Za-z0-9/._~-] ]]; then
+      printf %s "$char"
+    else
+      printf -v code %d "'$char"
+      printf '%%%02X' $((code & 255))
+    fi
+  done
+}
 mkdir -p "$state"
 printf '%s\n' "$sql" >"$state/fenetres.sql"
 
@@ -41,4 +54,4 @@ if [[ -n $latest ]]; then
   options+=(--fromSavepoint "${latest%/_metadata}")
 fi
 exec "$@" "${options[@]}" --job-classname org.apache.flink.table.runtime.application.SqlDriver \
-  --scriptUri "file://$state/fenetres.sql"
+  --scriptUri "file://$(address "$state/fenetres.sql")"
