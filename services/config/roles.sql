@@ -7,6 +7,14 @@
 \getenv database PIPELINE_DATABASE
 \getenv tableau_password TABLEAU_PASSWORD
 
+-- Une variable PG* de votre terminal l'emporte sur .env : celle d'un autre serveur ne convient pas toujours à celui-ci.
+SELECT :'owner' IN (current_user, 'tableau') OR :'database' IN ('postgres', 'template0', 'template1')
+    OR '' IN (:'owner', :'database', :'owner_password', :'tableau_password') AS refused \gset
+\if :refused
+    \warn PGUSER=:owner PGDATABASE=:database
+    DO $$ BEGIN RAISE EXCEPTION 'PGUSER, PGDATABASE ou un mot de passe, posés dans votre terminal, ne conviennent pas : « unset PGUSER PGDATABASE PGPASSWORD TABLEAU_PASSWORD », puis recommencez.'; END $$;
+\endif
+
 CREATE ROLE :"owner" LOGIN PASSWORD :'owner_password';
 CREATE DATABASE :"database" OWNER :"owner";
 
