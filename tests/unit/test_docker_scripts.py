@@ -31,7 +31,7 @@ case "$*" in
     [[ -e $HOME/down ]] && { rm "$HOME/down"; echo 'Error while executing topic command : Timed out'; exit 1; }
     cat "$HOME/topics" 2>/dev/null || true ;;
   *--create*)
-    [[ -e $HOME/slow ]] && sleep 30
+    [[ -e $HOME/slow ]] && /bin/sleep 30
     [[ "$*" =~ --topic\\ ([^ ]+) ]] && echo "${BASH_REMATCH[1]}" >> "$HOME/topics" ;;
 esac
 """
