@@ -7,6 +7,14 @@
 \getenv database PIPELINE_DATABASE
 \getenv tableau_password TABLEAU_PASSWORD
 
+-- Une variable de votre terminal l'emporte sur .env : celle d'un autre projet ne convient pas toujours à celui-ci.
+SELECT :'owner' IN (current_user, 'tableau') OR :'database' IN ('postgres', 'template0', 'template1')
+    OR '' IN (:'owner', :'database', :'owner_password', :'tableau_password') AS refused \gset
+\if :refused
+    \warn PIPELINE_USER=:owner PIPELINE_DATABASE=:database
+    DO $$ BEGIN RAISE EXCEPTION 'PIPELINE_USER, PIPELINE_DATABASE ou un mot de passe ne conviennent pas : « unset PIPELINE_USER PIPELINE_DATABASE PIPELINE_PASSWORD TABLEAU_PASSWORD » ou corrigez .env, puis recommencez.'; END $$;
+\endif
+
 CREATE ROLE :"owner" LOGIN PASSWORD :'owner_password';
 CREATE DATABASE :"database" OWNER :"owner";
 

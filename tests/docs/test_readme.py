@@ -108,8 +108,12 @@ def test_every_command_exists(command: str) -> None:
             assert (ROOT / words[-1]).is_file()
         case "docker-compose":
             profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
-            assert profiles <= {"flink", "ui"}
-            assert {"up", "down", "ps"} & set(words), command
+            assert profiles <= {"flink", "ui", "pipeline"}
+            assert {"up", "down", "ps", "logs", "exec", "stop"} & set(words), command
+            if "exec" in words:
+                service, *inside = words[words.index("exec") + 1 :]
+                assert f"\n  {service}:\n" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+                check_python(inside)
         case "psql":
             assert defaults()["TABLEAU_PASSWORD"] in command
         case _:
@@ -172,7 +176,14 @@ def test_every_file_of_the_structure_exists() -> None:
         "\n"
     )
     top = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked if path}
-    assert top - set(named) == {".ci/", ".gitattributes", ".gitignore", "README.md", "README.en.md"}
+    assert top - set(named) == {
+        ".ci/",
+        ".dockerignore",
+        ".gitattributes",
+        ".gitignore",
+        "README.md",
+        "README.en.md",
+    }
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -1,8 +1,10 @@
 """docker-compose.yml et les réglages que les deux piles partagent."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pymongo import uri_parser
 
 from commun.kafka import DEAD_LETTER_TOPIC
 from commun.settings import ROOT, defaults
@@ -17,11 +20,12 @@ from commun.transaction import POSITIONS_CONFIG
 from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
-from exercice3 import producer
+from exercice3 import consumer, pg, producer, schedule_export
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
 
 COMPOSE = ROOT / "docker-compose.yml"
+PYPROJECT = ROOT / "pyproject.toml"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def test_compose_follows_the_specification() -> None:
 
 
 @pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]])
-@pytest.mark.parametrize("profiles", [[], ["--profile", "flink", "--profile", "ui"]])
+@pytest.mark.parametrize("profiles", [[], ["--profile", "flink", "--profile", "ui", "--profile", "pipeline"]])
 def test_compose_resolves(command: list[str], profiles: list[str]) -> None:
     """Chaque Compose installé ici lit le fichier sans un mot."""
     if (
@@ -62,10 +66,9 @@ def test_compose_suits_the_three_generations(compose: dict[str, Any]) -> None:
         "dockerfile_inline:",
         "create_host_path:",
         "host_ip:",
-        ":+",
-        ":-",
     ):
         assert refused not in text, refused
+    assert not re.search(r"\$\{\w+:?[-+]", text)
 
 
 def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
@@ -90,10 +93,166 @@ def test_every_service_is_bounded(compose: dict[str, Any]) -> None:
         assert service["logging"], name
         assert service["restart"] == ("no" if name.endswith("-init") else "unless-stopped")
         if not name.endswith("-init"):
-            assert "healthcheck" in service or name == "taskmanager"
+            # Un TaskManager ou un script se juge à son travail : Flink remplace l'un, reconcile.py compte pour l'autre.
+            assert "healthcheck" in service or name == "taskmanager" or service["profiles"] == ["pipeline"]
             unit = {"g": 1024.0, "m": 1.0}[service["mem_limit"][-1]]
             total += 0 if "profiles" in service else float(service["mem_limit"][:-1]) * unit
     assert total <= 6 * 1024
+
+
+def test_stopping_takes_seconds(compose: dict[str, Any]) -> None:
+    """Sans init, bash est le processus 1 et n'entend pas SIGTERM ; un service qui finit seul n'a rien à fermer."""
+    for name, service in compose["services"].items():
+        if name.endswith("-init") or service["image"].startswith("apache/kafka:"):
+            assert service["init"] is True, name
+        if name.endswith("-init"):
+            assert service["stop_grace_period"] == "5s", name
+
+
+# Les volumes que chaque image officielle déclare (VOLUME) : sans rien dessus, un volume sans nom de plus.
+DECLARED = {
+    "apache/kafka": {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"},
+    "mongo": {"/data/db", "/data/configdb"},
+    "postgres": {"/var/lib/postgresql"},
+}
+
+
+def test_no_anonymous_volume(compose: dict[str, Any]) -> None:
+    """Chaque volume qu'une image déclare est un volume nommé, ou de la mémoire : rien ne reste après « down »."""
+    for name, service in compose["services"].items():
+        mounted = {volume.split(":")[1] for volume in service.get("volumes", [])} | set(service.get("tmpfs", []))
+        assert DECLARED.get(service["image"].split(":")[0], set()) <= mounted, name
+        named = {volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith("./")}
+        assert named <= compose["volumes"].keys(), name
+    assert "kafka1-data:/var/lib/kafka/data" in compose["services"]["kafka1"]["volumes"]
+
+
+def test_projects_cloned_under_umask_077_start(compose: dict[str, Any]) -> None:
+    """Seul root lit un dossier du projet ; les comptes des images en ont une copie (config-init, first-start.sh)."""
+    for name, service in compose["services"].items():
+        mounts = [volume for volume in service.get("volumes", []) if volume.startswith("./")]
+        image = service["image"].split(":")[0]
+        by_root = service.get("user") == "root" if image == "apache/kafka" else image in {"mongo", "postgres", "maven"}
+        assert by_root or not mounts, name
+        assert all(mount.endswith(":ro") for mount in mounts), name
+        if by_root and image == "apache/kafka":  # de root, il ne reste que le pouvoir de lire ces dossiers
+            assert (service["cap_drop"], service["cap_add"]) == (["ALL"], ["DAC_OVERRIDE"])
+    services = compose["services"]
+    copied = set(re.findall(r"[\w.*-]+\.(?:properties|conf|sh|json)", services["config-init"]["command"][0]))
+    assert copied == {"server.properties", "connect.properties", "topics.conf", "*.sh", "connector.json"}
+    for name in ("kafka1", "kafka2", "kafka3"):
+        assert services[name]["depends_on"] == {"config-init": {"condition": "service_completed_successfully"}}
+
+
+def test_healthy_database_has_its_accounts(compose: dict[str, Any]) -> None:
+    """La sonde d'une base se connecte avec le compte des scripts, et son premier démarrage est entier ou nul."""
+    postgres, mongodb = compose["services"]["postgres"], compose["services"]["mongodb"]
+    probe = postgres["healthcheck"]["test"][1]
+    assert all(f"$$PIPELINE_{name}" in probe for name in ("USER", "PASSWORD", "DATABASE"))
+    assert "-h 127.0.0.1" in probe
+    assert mongodb["healthcheck"]["test"] == ["CMD", "bash", "/config/mongo-health.sh", "mongodb", "27017"]
+    for service, data, script in (
+        (postgres, "/var/lib/postgresql", "roles.sql"),
+        (mongodb, "/data/db", "mongo-user.js"),
+    ):
+        assert service["entrypoint"][:2] == ["bash", "/config/first-start.sh"]
+        proof, witness, first = service["entrypoint"][2:]
+        assert proof.startswith(f"{data}/")
+        assert witness.startswith(f"{data}/")
+        assert first == f"/config/{script}"
+        assert service["command"][0] == "docker-entrypoint.sh"
+        assert not any("/docker-entrypoint-initdb.d" in volume for volume in service["volumes"])
+
+
+def test_kafka_probe_has_a_second_way(compose: dict[str, Any], tmp_path: Path) -> None:
+    """La sonde d'un broker, exécutée : par /dev/tcp, par nc si ce bash ne l'a pas, et rouge si le port est fermé."""
+    program = compose["services"]["kafka1"]["healthcheck"]["test"][3]
+    assert compose["services"]["kafka3"]["healthcheck"] == compose["services"]["kafka1"]["healthcheck"]
+    nc = tmp_path / "nc"
+    nc.write_text('#!/bin/sh\nexec bash -c "</dev/tcp/$2/$3"\n')
+    nc.chmod(0o755)
+
+    def probe(port: int, text: str) -> int:
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = ["bash", "-c", text.replace("29092", str(port))]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert probe(port, program) == 0
+        assert probe(port, program.replace("/dev/tcp", "/dev/absent")) == 0
+    assert probe(port, program) != 0
+
+
+# --- Le profil pipeline ---
+
+SCRIPTS = ("producer", "consumer", "schedule_export", "pg")
+
+
+def test_pipeline_runs_the_four_scripts(compose: dict[str, Any]) -> None:
+    """Chacun lance son script, sans fin, avec des options qui existent, et attend ce dont il a besoin."""
+    found = {name: service for name, service in compose["services"].items() if service.get("profiles") == ["pipeline"]}
+    assert tuple(found) == SCRIPTS
+    modules = {"producer": producer.parse, "consumer": consumer.parse_options, "schedule_export": schedule_export.parse}
+    for name, service in found.items():
+        python, script, *options = service["command"]
+        assert (python, script) == ("python", f"{name}.py")
+        (modules | {"pg": pg.parse})[name](options)
+        assert "build" in service
+        assert service["read_only"] is True
+        assert ("exports:/exports" in service.get("volumes", [])) == (name in {"schedule_export", "pg"})
+    needs = {name: set(service["depends_on"]) for name, service in found.items()}
+    assert needs == {
+        "producer": {"kafka-init"}, "consumer": {"kafka-init", "mongodb"},
+        "schedule_export": {"mongodb"}, "pg": {"postgres"},
+    }  # fmt: skip
+
+
+def test_pipeline_reaches_the_servers(compose: dict[str, Any]) -> None:
+    """Les adresses sont celles que les serveurs annoncent aux conteneurs ; aucun mot de passe n'est écrit."""
+    environment = compose["services"]["consumer"]["environment"]
+    assert all(compose["services"][name]["environment"] == environment for name in SCRIPTS)
+    advertised = [
+        compose["services"][f"kafka{node}"]["environment"]["KAFKA_ADVERTISED_LISTENERS"] for node in (1, 2, 3)
+    ]
+    internal = [re.search(r"INTERNAL://([^,]+)", text) for text in advertised]
+    assert environment["KAFKA_BOOTSTRAP_SERVERS"] == ",".join(match[1] for match in internal if match)
+    assert (environment["PGHOST"], environment["PGPORT"]) == ("postgres", 5432)
+    uri = re.sub(r"\$\{(\w+)\}", lambda match: defaults()[match[1]], environment["MONGO_URI"])
+    parsed = uri_parser.parse_uri(uri)
+    assert parsed["nodelist"] == [("mongodb", 27017)]
+    assert (parsed["username"], parsed["password"]) == (defaults()["MONGO_USER"], defaults()["MONGO_PASSWORD"])
+    for name in ("USER", "PASSWORD", "DATABASE"):
+        assert environment[f"PG{name}"] == f"${{PIPELINE_{name}}}"
+
+
+def test_image_holds_what_the_scripts_import(compose: dict[str, Any]) -> None:
+    """Dockerfile copie les modules de l'exercice 3 et rien d'autre, et .dockerignore les laisse passer, sauf .env."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = [line.split()[1].rstrip("/") for line in text.splitlines() if line.startswith("COPY ")]
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in ignored, source
+    assert "*" in ignored
+    assert not any(line.startswith("!") and line[1:] not in {*copied, "services"} for line in ignored)
+    imported = {
+        name
+        for folder in ("commun", "exercice3")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if (ROOT / name).is_dir()
+    }
+    assert imported <= set(copied)
+    assert re.search(r"^USER (?!root)", text, re.MULTILINE)
+    low, high = re.findall(r"3\.(\d+)", re.findall(r'requires-python = "(.*)"', PYPROJECT.read_text())[0])
+    version = re.search(r"^FROM python:3\.(\d+)-slim$", text, re.MULTILINE)
+    assert version
+    assert int(low) <= int(version[1]) < int(high)
+    # Ce que Dockerfile attend du terminal, Compose le transmet ; Docker connaît de lui-même HTTP_PROXY et les siens.
+    arguments = compose["services"]["pg"]["build"]["args"]
+    assert set(re.findall(r"^ARG (\w+)", text, re.MULTILINE)) == {name for name in arguments if name.startswith("PIP_")}
+    assert {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} <= set(arguments)
 
 
 def test_compose_variables_are_in_env(compose: dict[str, Any]) -> None:
@@ -167,7 +326,7 @@ def test_no_password_in_the_scripts() -> None:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".sql", ".js", ".sh"}
     ]
-    files += [COMPOSE, Path(ROOT / "Makefile")]
+    files += [COMPOSE, ROOT / "Dockerfile", Path(ROOT / "Makefile")]
     for path in files:
         for password in passwords:
             assert password not in path.read_text(encoding="utf-8"), path
