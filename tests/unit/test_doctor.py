@@ -574,7 +574,7 @@ POSTGRES = postgresql.Postgres(180_004, "18.4", "UTF8", read_only=False, may_cre
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"number": 150_000, "version": "15.1"}, "pg_input_is_valid"), ({"encoding": "LATIN1"}, "LATIN1"),
+    ({"number": 150_000, "version": "15.1"}, "pg_input_is_valid"), ({"encoding": "LATIN1"}, "la base de h est en LATIN1"),
     ({"read_only": True}, "lecture seule"), ({"may_create": False}, "créer"), ({"may_create": None}, "créer"),
     ({"ahead": -3600.0}, "retarde de 60 min"),
 ])  # fmt: skip
