@@ -291,6 +291,7 @@ def test_exported_variables() -> None:
     expect("PostgreSQL", "problem", "PGSERVICE ne se lit pas", env={"PGSERVICE": "ailleurs"})
     expect("PostgreSQL", "problem", "« b.invalid » est inconnue d'ici", "PGHOST", env={"PGHOST": "b.invalid"})
     expect("PostgreSQL", "problem", "SSL", "unset PGSSLMODE", env={"PGSSLMODE": "require"})
+    expect("MongoDB", "problem", "MONGO_URI ne se lit pas", "Corrigez MONGO_URI", env={"MONGO_URI": "http://x"})
     expect("variables", "problem", "^KAFKA_ACKS=1 : changerait « acks »", "unset KAFKA_ACKS", env={"KAFKA_ACKS": "1"})
     expect("Kafka", "problem", "No such configuration property", env={"KAFKA_NIMPORTE_QUOI": "1"})
     tls = {"KAFKA_SECURITY_PROTOCOL": "SSL"}

@@ -495,6 +495,9 @@ def test_topics_together() -> None:
         "ventes-stream, csv-topic-positions : 1 copie(s)"
     )
     assert the(topics.judge_topics(WANTED, SOUND, ["ventes-stream/0"])).state == PROBLEM
+    small = {"ventes-stream": replace(SOUND["ventes-stream"], config={"max.message.bytes": "1048588"})}
+    large = {"ventes-stream": Topic(6, 3, {"max.message.bytes": "33554432"})}
+    assert "plus de 1048588 octets" in the(topics.judge_topics(large, small, [])).message
     weak = SOUND | {"__consumer_offsets": Topic(50, 1, {})}
     assert "__consumer_offsets" in the(topics.judge_topics(WANTED, weak, [])).message
 
@@ -578,7 +581,7 @@ POSTGRES = postgresql.Postgres(180_004, "18.4", "UTF8", read_only=False, may_cre
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"number": 150_000, "version": "15.1"}, "pg_input_is_valid"), ({"encoding": "LATIN1"}, "LATIN1"),
+    ({"number": 150_000, "version": "15.1"}, "pg_input_is_valid"), ({"encoding": "LATIN1"}, "h est en LATIN1"),
     ({"read_only": True}, "lecture seule"), ({"may_create": False}, "créer"), ({"may_create": None}, "créer"),
     ({"ahead": -3600.0}, "retarde de 60 min"),
 ])  # fmt: skip
