@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -119,32 +119,30 @@ def test_a_lot_is_only_what_it_names(lab: Lab) -> None:
 
 
 def test_two_exports_killed_while_consumers_write(lab: Lab) -> None:
-    """Deux exports tués au hasard pendant que deux consommateurs écrivent : chaque vente dans un seul fichier."""
+    """Deux exports tués au hasard, dix fois chacun, pendant que deux consommateurs écrivent : une vente, un fichier."""
     consumers = [lab.start("consumer") for _ in range(2)]
-    producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "500")
-    arrived = threading.Event()
+    producer = lab.start("producer", "--seed", "1", "--rate", "300")
+    deadline = time.monotonic() + 200
 
-    def export(seed: int) -> list[Life]:
-        draw, lives = random.Random(seed), list[Life]()
+    def export(seed: int) -> list[str]:
+        draw, deaths = random.Random(seed), list[str]()
         with Killer(lab.folder, "schedule_export", lab.env) as killer:
-            while not arrived.is_set():
-                lives.append(killer.live("--once", "--lot-size", "60", at=draw.randrange(1, 80)))
-        return lives
+            while len(deaths) < 10 and time.monotonic() < deadline:
+                life = killer.live("--once", "--lot-size", "50", at=draw.randrange(1, 60))
+                deaths += [str(life.last)] if life.killed else []
+        return deaths
 
     with ThreadPoolExecutor(2) as pool:
-        exports = [pool.submit(export, seed) for seed in (11, 12)]
-        try:
-            wait_until(lambda: len(lab.in_mongo()) == 3000, 90, lambda: consumers[0].text)
-        finally:
-            arrived.set()
-    assert producer.process.wait(60) == 0
+        for deaths in list(pool.map(export, (11, 12))):
+            assert len(deaths) == 10, producer.text + consumers[0].text
+            assert len(set(deaths)) > 3, f"tué en trop peu d'endroits : {deaths}"
+    assert producer.stop() == 0
+    count = int(producer.text.partition("Terminé : ")[2].split()[0])
+    wait_until(lambda: len(lab.in_mongo()) == count, 90, lambda: consumers[0].text)
     for script in consumers:
         assert script.stop() == 0, script.text
     lab.run("schedule_export", "--once")
-    assert whole_files(lab) == ids(expected(3000))
-    for lives in (future.result() for future in exports):
-        deaths = [str(life.last) for life in lives if life.killed]
-        assert len(set(deaths)) >= 4, f"tué en trop peu d'endroits : {deaths}"
+    assert whole_files(lab) == ids(expected(count))
 
 
 def write_lot(folder: Path, number: int) -> Path:
