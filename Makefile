@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install demo test chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -53,6 +53,10 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
+
+mutants: install  ## casse un à un les modules purs : chaque fois, un test doit échouer (une demi-heure)
+	$(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results
 
 lint: install    ## style et types
 	$(BIN)/ruff check .

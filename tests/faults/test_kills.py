@@ -121,14 +121,14 @@ def test_a_lot_is_only_what_it_names(lab: Lab) -> None:
 def test_two_exports_killed_while_consumers_write(lab: Lab) -> None:
     """Deux exports tués au hasard, dix fois chacun, pendant que deux consommateurs écrivent : une vente, un fichier."""
     consumers = [lab.start("consumer") for _ in range(2)]
-    producer = lab.start("producer", "--seed", "1", "--rate", "300")
+    producer = lab.start("producer", "--seed", "1", "--rate", "100")
     deadline = time.monotonic() + 200
 
     def export(seed: int) -> list[str]:
         draw, deaths = random.Random(seed), list[str]()
         with Killer(lab.folder, "schedule_export", lab.env) as killer:
             while len(deaths) < 10 and time.monotonic() < deadline:
-                life = killer.live("--once", "--lot-size", "50", at=draw.randrange(1, 60))
+                life = killer.live("--once", "--lot-size", "20", at=draw.randrange(1, 40))
                 deaths += [str(life.last)] if life.killed else []
         return deaths
 
