@@ -37,7 +37,7 @@ WRITTEN_NOT_COMMITTED = (f"{AFTER} mongo.insert_many", f"{AFTER} kafka.flush", f
 
 def test_consumer_killed_with_work_in_hand(lab: Lab) -> None:
     """Dix kill -9 du consommateur, chacun un lot en main : rien n'est validé avant d'être écrit, rien ne se perd."""
-    ventes, bad = expected(5000), [f"pas une vente {number}".encode() for number in range(100)]
+    ventes, bad = expected(3500), [f"pas une vente {number}".encode() for number in range(100)]
     ensure_topics(client_config({}), NewTopic(lab.topic, PARTITIONS, 3))
     for start, letter in enumerate(bad):
         lab.send_raw(*(to_json(vente) for vente in ventes[start :: len(bad)]), letter)
