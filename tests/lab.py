@@ -230,6 +230,8 @@ class Lab(Scripts):
         self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
         self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
         for name in ("ventes", "lots_export"):
+            # Vidée d'abord : SecantusDB efface une collection pleine 35 fois moins vite qu'une requête ne la vide.
+            self.mongo[name].delete_many({})
             self.mongo.drop_collection(name)
         tables = "ventes, ventes_chargements, ventes_rejets, ventes_par_heure, ventes_par_jour"
         self.sql(f"DROP TABLE IF EXISTS {tables} CASCADE; DROP FUNCTION IF EXISTS ventes_compter, ventes_oublier")

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from confluent_kafka.cimpl import NewTopic
@@ -39,14 +39,14 @@ def test_consumer_killed_with_work_in_hand(lab: Lab) -> None:
     """Dix kill -9 du consommateur, chacun un lot en main : rien n'est validé avant d'être écrit, rien ne se perd."""
     ventes, bad = expected(3500), [f"pas une vente {number}".encode() for number in range(100)]
     ensure_topics(client_config({}), NewTopic(lab.topic, PARTITIONS, 3))
-    for start, letter in enumerate(bad):
-        lab.send_raw(*(to_json(vente) for vente in ventes[start :: len(bad)]), letter)
+    mixed = [[*map(to_json, ventes[start :: len(bad)]), letter] for start, letter in enumerate(bad)]
+    lab.send_raw(*chain.from_iterable(mixed))
     # Membre statique : celui qui renaît reprend ses partitions aussitôt, sans attendre la fin de session du mort.
     env = lab.env | {"KAFKA_GROUP_INSTANCE_ID": "un"}
     committed = 0
     with Killer(lab.folder, "consumer", env) as killer:
         for point, nth in CONSUMER_DEATHS:
-            life = killer.live("--idle-timeout", "10", point=point, nth=nth)
+            life = killer.live("--idle-timeout", "60", point=point, nth=nth)
             assert life.killed, life.text
             assert str(life.last) == point
             in_hand = [p.size for p in life.points if str(p) == f"{AFTER} kafka.consume"][-1]
@@ -58,7 +58,7 @@ def test_consumer_killed_with_work_in_hand(lab: Lab) -> None:
                 assert committed < done, f"{point} : rien n'était écrit et pas encore validé"
             if point == f"{AFTER} kafka.commit":
                 assert committed >= before + in_hand
-        last = killer.live("--idle-timeout", "3")
+        last = killer.live("--max-messages", str(len(ventes) + len(bad) - committed))
     assert not last.killed
     assert lab.in_mongo() == ids(ventes)
     assert {value for value, _ in lab.dead_letters()} == set(bad)
