@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
+
+mutants: $(VENV)/installed-dev  ## casse un à un les modules purs : chaque fois, un test doit échouer (une demi-heure)
+	$(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results
 
 lint: $(VENV)/installed-dev  ## style et types
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
-"""Pannes : services tués, scripts tués, arrêts à chaque étape. À la fin, chaque vente est là une fois."""
+"""Pannes : services tués, scripts tués au hasard. À la fin, chaque vente est là une fois."""
 
-import os
 import random
 import signal
 import time
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.collection import Collection
 
 from commun.settings import mongo_uri
 from exercice3 import schedule_export
@@ -27,11 +25,11 @@ def ok(*arguments: str) -> str:
 def test_mongodb_killed_while_consuming(lab: Lab) -> None:
     """MongoDB tué : le consommateur attend, le dit une fois, garde sa place dans le groupe et ne perd rien."""
     producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "500")
-    consumer = lab.start("consumer", env={"KAFKA_MAX_POLL_INTERVAL_MS": "10000"})
+    consumer = lab.start("consumer", env={"KAFKA_MAX_POLL_INTERVAL_MS": "6000", "KAFKA_SESSION_TIMEOUT_MS": "6000"})
     wait_until(lambda: len(lab.in_mongo()) > 200, 60, lambda: consumer.text)
     ok("kill", "mongodb")
     consumer.wait_for("MongoDB ne répond plus")
-    time.sleep(12)  # plus long que max.poll.interval.ms : sans « poll », le groupe l'exclurait
+    time.sleep(7)  # plus long que max.poll.interval.ms : sans « poll », le groupe l'exclurait
     ok("restart", "mongodb")
     consumer.wait_for("MongoDB répond de nouveau")
     wait_until(lambda: len(lab.in_mongo()) == 3000, 60, lambda: consumer.text)
@@ -71,7 +69,7 @@ def test_postgres_killed_while_watching(lab: Lab) -> None:
     lab.consume(100)
     lab.run("schedule_export", "--once")
     watcher.wait_for("PostgreSQL ne répond plus")
-    time.sleep(3)
+    time.sleep(1)  # deux passages de plus : il ne le redit pas
     ok("restart", "postgres")
     watcher.wait_for("100 nouvelles")
     assert watcher.stop() == 0
@@ -107,76 +105,6 @@ def test_two_brokers_die_and_come_back(lab: Lab) -> None:
     assert lab.in_mongo() == ids(expected(2000))
 
 
-def test_consumer_killed_again_and_again(lab: Lab) -> None:
-    """Dix kill -9 du consommateur pendant qu'il lit : chaque vente est une fois dans MongoDB."""
-    draw = random.Random(7)
-    lab.produce(6000)
-    for _ in range(10):
-        consumer = lab.start("consumer", env={"KAFKA_SESSION_TIMEOUT_MS": "6000"})
-        consumer.wait_for("Lecture")
-        time.sleep(draw.uniform(0.3, 1.5))
-        consumer.stop(signal.SIGKILL)
-    consumer = lab.start("consumer")
-    wait_until(lambda: len(lab.in_mongo()) == 6000, 90, lambda: consumer.text)
-    assert consumer.stop() == 0
-    assert lab.in_mongo() == ids(expected(6000))
-    assert "0 lettres mortes" in consumer.text
-
-
-class Crash(Exception):
-    """Arrêt brutal, au moment voulu."""
-
-
-def test_export_crashes_at_every_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L'export s'arrête net avant et après chacune de ses écritures : aucune vente sautée, aucune en double."""
-    size, countdown = 130, [0]
-
-    def crashing(original: Any) -> Any:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            for moment in ("before", "after"):
-                countdown[0] -= 1
-                if countdown[0] == 0:
-                    raise Crash(moment)
-                if moment == "before":
-                    result = original(*args, **kwargs)
-            return result
-
-        return step
-
-    lab.produce(20)
-    lab.consume(20)
-    with MongoClient[dict[str, Any]](mongo_uri()) as client:
-        database = client.get_database("ventes_db", write_concern=JOURNALED)
-        template = database.ventes.find_one({})
-        assert template is not None
-        lab.mongo.ventes.delete_many({})
-        total, crashes, step = 0, 0, 1
-        while True:
-            # Des ventes nouvelles à chaque essai : le lot interrompu et le suivant se mêlent.
-            documents = [template | {"_id": f"{step}-{n}", "lot_export": 0} for n in range(size)]
-            database.ventes.insert_many(documents)
-            total += size
-            with monkeypatch.context() as patch:
-                for name in ("insert_one", "update_many", "update_one"):
-                    patch.setattr(Collection, name, crashing(getattr(Collection, name)))
-                patch.setattr(os, "replace", crashing(os.replace))
-                patch.setattr(os, "fsync", crashing(os.fsync))
-                countdown[0] = step
-                try:
-                    schedule_export.export_new(database, lab.exports, lot_size=100)
-                except Crash:
-                    crashes += 1
-                    step += 1
-                    continue
-            break
-        assert crashes >= 16, "chaque écriture a été interrompue"
-        schedule_export.export_new(database, lab.exports, lot_size=100)
-    found = lab.in_files()
-    assert found.total() == total
-    assert max(found.values()) == 1
-    assert lab.mongo.ventes.count_documents({"lot_export": 0}) == 0
-
-
 def test_a_slower_export_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Un export qui se croit au lot 0 pendant qu'un autre a fini le lot 1 : il passe au lot 2, sans récrire le 1."""
     lab.produce(30)
@@ -190,42 +118,6 @@ def test_a_slower_export_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPat
         database = client.get_database("ventes_db", write_concern=JOURNALED)
         assert schedule_export.export_new(database, lab.exports, lot_size=100) == 20
     assert lab.in_files() == ids(expected(30))
-
-
-def test_two_exports_killed_while_consumers_write(lab: Lab) -> None:
-    """Deux exports tués au hasard pendant que deux consommateurs écrivent : chaque vente dans un seul fichier."""
-    draw = random.Random(11)
-    consumers = [lab.start("consumer") for _ in range(2)]
-    producer = lab.start("producer", "--count", "6000", "--seed", "1", "--rate", "500")
-    options = ("--every", "0.2", "--lot-size", "300")
-    exports = [lab.start("schedule_export", *options) for _ in range(2)]
-    deadline = time.monotonic() + 25
-    while time.monotonic() < deadline:
-        time.sleep(draw.uniform(0.5, 2.5))
-        victim = draw.randrange(2)
-        exports[victim].stop(signal.SIGKILL)
-        exports[victim] = lab.start("schedule_export", *options)
-    assert producer.process.wait(60) == 0
-    wait_until(lambda: len(lab.in_mongo()) == 6000, 90, lambda: consumers[0].text)
-    for script in (*consumers, *exports):
-        assert script.stop() == 0, script.text
-    lab.run("schedule_export", "--once")
-    assert lab.in_files() == ids(expected(6000))
-
-
-def test_loader_killed_again_and_again(lab: Lab) -> None:
-    """pg.py tué au hasard pendant ses chargements : chaque fichier est chargé en entier ou pas du tout."""
-    draw = random.Random(3)
-    lab.produce(6000)
-    lab.consume(6000)
-    lab.run("schedule_export", "--once", "--lot-size", "250")
-    for _ in range(12):
-        loader = lab.start("pg")
-        time.sleep(draw.uniform(0.2, 0.8))
-        loader.stop(signal.SIGKILL)
-    lab.run("pg")
-    assert lab.in_postgres() == (6000, sum(v.montant for v in expected(6000)))
-    assert lab.sql("SELECT count(*), sum(nouvelles), sum(lignes) FROM ventes_chargements") == [(24, 6000, 6000)]
 
 
 def test_kill_anything_then_reconcile(lab: Lab) -> None:

@@ -72,7 +72,7 @@ def test_the_reader_s_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "abc", ""])
 def test_a_port_is_a_port(text: str) -> None:
     """Un port va de 1 à 65535."""
-    assert port("8501") == 8501
+    assert [port(good) for good in ("1", "8501", "65535")] == [1, 8501, 65535]
     with pytest.raises(argparse.ArgumentTypeError, match="entre 1 et 65535"):
         port(text)
 
@@ -115,6 +115,21 @@ def test_errors_are_french(argv: list[str], sentence: str, capsys: pytest.Captur
     assert any(part in message for part in sentence.split("|")), message
     for english in ("error:", "argument --", "usage:", "expected"):
         assert english not in message
+
+
+def test_numbers_at_their_bounds() -> None:
+    """Le plus petit nombre permis passe, la borne non ; la phrase dit laquelle des deux règles vaut."""
+    assert positive()("1") == 1
+    assert positive(float)("0.5") == 0.5
+    assert positive(float, zero=True)("0") == 0
+    for convert, text, sentence in (
+        (positive(), "0", "'0' n'est pas un nombre positif"),
+        (positive(zero=True), "-1", "'-1' n'est pas un nombre positif ou nul"),
+        (positive(float, zero=True), "-0.5", "'-0.5' n'est pas un nombre positif ou nul"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError) as refused:
+            convert(text)
+        assert str(refused.value) == sentence
 
 
 def test_an_option_reads_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

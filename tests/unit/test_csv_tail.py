@@ -240,6 +240,42 @@ def test_the_end_of_a_line_already_sent() -> None:
         assert [raw for _, raw, _ in chunk.rejected] == rejected
 
 
+def test_the_rest_of_a_torn_line_is_never_lost() -> None:
+    """La suite d'une ligne partie attend sa fin ; finie, trop longue ou dernière, elle est gardée, octet pour octet."""
+    header = read_header(b"a,b\n", "utf-8")
+    assert header is not None
+    torn, reason = Place(7, 1, torn=True), "suite d'une ligne dont le début est déjà parti"
+
+    parser = RowParser(header, Options(), torn)
+    waiting = parser.feed(b"yz")
+    assert (waiting.place, waiting.rejected, waiting.taken) == (torn, [], b"")
+    assert parser.feed(b"t\n2,y\n").rejected == [(2, b"yzt\n", reason)]
+
+    last = RowParser(header, Options(), torn).feed(b"yz", final=True)
+    assert (last.place, last.rejected) == (Place(9, 1, torn=True), [(2, b"yz", reason)])
+
+    long = RowParser(header, Options(max_row_bytes=10), torn).feed(b"y" * 11)
+    assert (long.place, long.rejected) == (Place(18, 1, torn=True), [(2, b"y" * 11, reason)])
+
+    for odd in (b"X\n", b" \n", b"\t\r\n"):
+        assert RowParser(header, Options(), torn).feed(odd).rejected == [(2, odd, reason)]
+
+
+@pytest.mark.parametrize("value", [-(2**63), 2**63 - 1])
+def test_integers_of_64_bits(value: int) -> None:
+    """Les deux bouts des entiers de 64 bits passent, l'entier d'après est refusé, avec soixante caractères au plus."""
+    header = read_header(b"n\n", "utf-8")
+    assert header is not None
+    step = 1 if value > 0 else -1
+    for text, good in ((str(value), True), (str(value + step), False), (str(value * 2), False), ("9" * 70, False)):
+        chunk = RowParser(header, Options(types={"n": "int"}), Place(2, 1)).feed(f"{text}\n".encode())
+        if good:
+            assert [json.loads(row) for _, row, _ in chunk.rows] == [{"n": value}]
+        else:
+            reason = f"« n » : {text[:60]!r} n'est pas un nombre entier (64 bits)"
+            assert chunk.rejected == [(2, f"{text}\n".encode(), reason)]
+
+
 # --- En-tête, encodage, types ---
 
 

@@ -60,3 +60,39 @@ def test_an_open_quote_does_not_hide_the_count() -> None:
     read_all(rows, 100)
     assert rows.lines == 1
     assert len(rows.rejects) == 1
+
+
+GOOD = b"a,p,r,1,d\n"
+
+
+def test_refused_rows_keep_number_reason_and_content() -> None:
+    """Une ligne écartée garde son numéro, sa raison et son contenu ; les autres passent, et toutes sont comptées."""
+    lines = [GOOD, b"b,p,r\n", b"c,p\xe9,r,1,d\n", b"d\0,p,r,1,d\n", b"e\rx,p,r,1,d\n", b"f,p,r,1,d,x\n", GOOD]
+    rows = Rows([to_csv([]), *lines])
+    assert read_all(rows, 100) == [["2", *"apr1d"], ["8", *"apr1d"]]
+    short, latin, zero, alone, long = rows.rejects
+    assert short == (3, "3 champs au lieu de 5", "b,p,r")
+    assert latin == (4, "octet nul ou texte qui n'est pas en UTF-8", "c,p\\xe9,r,1,d")
+    assert zero == (5, "octet nul ou texte qui n'est pas en UTF-8", "d\\x00,p,r,1,d")
+    assert (alone[0], alone[2]) == (6, "")
+    assert alone[1].startswith("CSV illisible : new-line character")
+    assert long == (7, "6 champs au lieu de 5", "f,p,r,1,d,x")
+    assert rows.lines == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"), [(1, [1, 1, 1, 1]), (14, [1, 1, 1, 1]), (15, [2, 2]), (29, [3, 1]), (-1, [4])]
+)
+def test_reads_are_bounded(size: int, parts: list[int]) -> None:
+    """Une lecture s'arrête dès qu'elle a ``size`` caractères : la mémoire ne suit pas la taille du fichier."""
+    rows = Rows([to_csv([]), *[b"a,pp,r,1,d\n"] * 4])  # 14 caractères chacune, numéro et fin de ligne compris
+    found = []
+    while part := rows.read(size):
+        found.append(part.count("\n"))
+    assert found == parts
+
+
+def test_the_expected_header_is_told() -> None:
+    """Le refus d'un fichier dit l'en-tête attendu."""
+    with pytest.raises(BadFile, match="« id,produit,region,montant,date_vente »"):
+        Rows([b"x\n"]).read()

@@ -82,6 +82,14 @@ def test_disorder(seconds: float, seed: int, skip: int) -> None:
     assert shuffled[skip:] == list(islice(disorder(ordered, seconds, seed), skip, None))
 
 
+def test_disorder_is_real() -> None:
+    """Le désordre mêle vraiment : des transactions en doublent d'autres, de plus d'une demi-fois le retard permis."""
+    shuffled = list(disorder(islice(generate(1, NOW, 20), 300), 3.0, 1))
+    late = [max(t.timestamp for t in shuffled[: n + 1]) - t.timestamp for n, t in enumerate(shuffled)]
+    assert sum(delay > timedelta(0) for delay in late) > 100
+    assert max(late) > timedelta(seconds=1.5)
+
+
 @given(cut=st.integers(0, 120), spread=st.sampled_from([0.0, 3.0]))
 def test_generated_source_resumes(cut: int, spread: float) -> None:
     """Reprise n'importe où, la suite fabriquée continue exactement."""

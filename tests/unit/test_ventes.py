@@ -110,6 +110,60 @@ def test_a_missing_field_is_named(field: str) -> None:
         parse(json.dumps(data).encode(), NOW)
 
 
+def change(**fields: object) -> bytes:
+    """Une bonne vente, dont des champs sont autres."""
+    return json.dumps(GOOD | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "JSON illisible : Expecting value: line 1 column 1 (char 0)"),
+        (change(montant=float("nan")), "JSON illisible : NaN n'est pas un nombre"),
+        (b"[]", "un objet JSON est attendu"),
+        (b"{}", "champ absent : id, produit, region, montant, date_vente"),
+        (change(id=12), "id : un texte est attendu"),
+        (change(produit=" "), "produit : un texte est attendu"),
+        (change(region="r" * 101), "region : 100 caractères imprimables au plus"),
+        (change(region="r\x7f"), "region : 100 caractères imprimables au plus"),
+        (change(montant="12"), "montant : un nombre est attendu"),
+        (change(montant=0), "montant : 0 n'est pas entre 0,01 et 100000 euros"),
+        (change(montant=1.555), "montant : deux décimales au plus"),
+        (change(date_vente="hier"), "date_vente : AAAA-MM-JJ HH:MM:SS est attendu"),
+        (change(date_vente="2026-6-15 11:00:00"), "date_vente : AAAA-MM-JJ HH:MM:SS est attendu"),
+        (
+            change(date_vente="2026-06-16 12:00:01"),
+            "date_vente : 2026-06-16 12:00:01 est trop ancienne ou dans le futur",
+        ),
+    ],
+)
+def test_the_reason_is_exact(value: bytes | None, reason: str) -> None:
+    """La raison est celle que l'on lira dans la lettre morte : le champ, et la règle."""
+    with pytest.raises(InvalidVente) as refused:
+        parse(value, NOW)
+    assert str(refused.value) == reason
+
+
+@pytest.mark.parametrize("date", ["2000-01-01 00:00:00", "2026-06-16 12:00:00"])
+def test_dates_at_the_bounds_are_accepted(date: str) -> None:
+    """La plus ancienne date, et un jour d'avance exactement, passent."""
+    assert f"{parse(change(date_vente=date), NOW).date_vente}" == date
+
+
+def test_a_text_of_100_characters_is_accepted() -> None:
+    """Cent caractères passent, cent un non."""
+    assert parse(change(produit="é" * 100), NOW).produit == "é" * 100
+
+
+def test_the_message_is_exact() -> None:
+    """Les octets d'un message : accents lisibles, deux décimales, l'identifiant en ASCII."""
+    vente = Vente("é-1", "Téléviseur", "Île-de-France", Decimal(5), datetime(2026, 1, 2, 3, 4, 5))
+    assert to_json(vente).decode() == (
+        '{"id": "\\u00e9-1", "produit": "Téléviseur", "region": "Île-de-France", "montant": 5.00, '
+        '"date_vente": "2026-01-02 03:04:05"}'
+    )
+
+
 def test_generation_is_reproducible() -> None:
     """La même graine donne les mêmes ventes, une autre graine d'autres ventes, « start » la suite exacte."""
     first = list(islice(generate(5, lambda: NOW, 30), 50))
@@ -120,6 +174,19 @@ def test_generation_is_reproducible() -> None:
     # Identifiants, produits, régions et montants ne dépendent pas de l'horloge : reconcile.py en vit.
     later = list(islice(generate(5, lambda: NOW + timedelta(days=400), 7), 50))
     assert [vente[:4] for vente in first] == [vente[:4] for vente in later]
+
+
+def test_the_sales_of_a_seed_never_change() -> None:
+    """Les premières ventes de la graine 1, à jamais : reconcile.py les refait des années après pour les comparer."""
+    found = [(v.produit, v.region, str(v.montant), str(v.date_vente)) for v in islice(generate(1, lambda: NOW, 90), 6)]
+    assert found == [
+        ("Smartphone", "Allemagne", "791.46", "2026-04-08 11:33:49"),
+        ("Téléviseur", "Provence-Alpes-Côte d'Azur", "399.07", "2026-05-11 15:57:03"),
+        ("Casque audio", "Allemagne", "206.52", "2026-05-26 12:54:44"),
+        ("Enceinte", "Espagne", "56.92", "2026-06-15 07:36:57"),
+        ("Imprimante", "Suisse", "503.28", "2026-05-27 18:36:01"),
+        ("Téléviseur", "Occitanie", "422.67", "2026-04-08 11:14:56"),
+    ]
 
 
 def test_generated_sales_are_plausible() -> None:

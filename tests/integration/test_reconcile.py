@@ -1,0 +1,291 @@
+"""Chaque faute que reconcile.py doit voir, faite à chaque étape : le verdict nomme l'étape, et elle seule."""
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from bson.decimal128 import Decimal128
+from confluent_kafka.cimpl import NewTopic
+
+from commun.kafka import client_config, ensure_topics
+from exercice3 import reconcile
+from exercice3.ventes import CENT, to_json
+from tests.lab import Lab, as_json, expected
+
+Fault = AbstractContextManager[None]
+Break = Callable[[Lab], Fault]
+
+VENTES = expected(40)
+FOREIGN = VENTES[0]._replace(id="autre-1")  # une vente qui ne vient pas de producer.py
+TOTAL = len(VENTES) + 1
+VICTIM = VENTES[7]
+OTHER_REGION = next(v.region for v in VENTES if v.region != VICTIM.region)
+CENT_MORE = "+0 ventes, 0,01 €"
+LOST, DOUBLED = "-1 ventes", "+1 ventes"
+MOVED = f"{OTHER_REGION}, {VICTIM.produit} : +1 ventes"
+
+
+@pytest.fixture(scope="module")
+def done(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Toutes les ventes arrivées au bout : 40 de producer.py dans deux lots, et une autre."""
+    lab = Lab(tmp_path_factory.mktemp("reconcile"))
+    lab.produce(len(VENTES))
+    lab.send_raw(to_json(FOREIGN))
+    lab.consume(TOTAL)
+    lab.run("schedule_export", "--once", "--lot-size", "25")
+    lab.run("pg")
+    yield lab
+    lab.close()
+
+
+Verdict = tuple[int, set[str], str]
+
+
+@pytest.fixture
+def verdict(done: Lab, capsys: pytest.CaptureFixture[str]) -> Callable[..., Verdict]:
+    """Code de sortie de reconcile.py, étapes qu'il dit fausses, et tout ce qu'il affiche."""
+
+    def ask(*options: str) -> Verdict:
+        code = reconcile.main(["--topic", done.topic, "--export-dir", str(done.exports), *options])
+        shown = capsys.readouterr().out
+        lines = shown.partition("DIFFÉRENCES :\n")[2].splitlines()
+        return code, {re.split(r",| :", line.strip())[0] for line in lines}, shown
+
+    return ask
+
+
+def test_all_equal(done: Lab, verdict: Callable[..., Verdict]) -> None:
+    """Rien n'est changé : tout est égal, et le script sort avec 0."""
+    assert verdict("--expect", str(TOTAL))[:2] == (0, set())
+    assert f"Tout est égal, au centime, de producer.py aux tableaux de bord ({TOTAL} ventes)" in done.reconcile(TOTAL)
+
+
+def test_another_number_was_expected(verdict: Callable[..., Verdict]) -> None:
+    """--expect : une vente de plus ou de moins que prévu."""
+    for wrong in (TOTAL + 1, TOTAL - 1):
+        code, _, shown = verdict("--expect", str(wrong))
+        assert code == 1
+        assert f"{wrong} ventes étaient attendues, {TOTAL} ont été produites." in shown
+
+
+# --- MongoDB ---
+
+
+@contextmanager
+def mongo_lost(lab: Lab) -> Iterator[None]:
+    """La vente manque."""
+    document = lab.mongo.ventes.find_one_and_delete({"_id": VICTIM.id}) or {}
+    yield
+    lab.mongo.ventes.insert_one(document)
+
+
+@contextmanager
+def mongo_doubled(lab: Lab) -> Iterator[None]:
+    """La vente y est aussi sous un autre identifiant."""
+    document = lab.mongo.ventes.find_one({"_id": VICTIM.id}) or {}
+    lab.mongo.ventes.insert_one(document | {"_id": "double"})
+    yield
+    lab.mongo.ventes.delete_one({"_id": "double"})
+
+
+def mongo_changed(**changes: object) -> Break:
+    """La vente a d'autres champs."""
+
+    @contextmanager
+    def fault(lab: Lab) -> Iterator[None]:
+        before = lab.mongo.ventes.find_one_and_update({"_id": VICTIM.id}, {"$set": changes}) or {}
+        yield
+        lab.mongo.ventes.replace_one({"_id": VICTIM.id}, before)
+
+    return fault
+
+
+# --- Fichiers ---
+
+
+def files_changed(change: Callable[[Path], None]) -> Break:
+    """``change`` du lot qui porte la vente ; le dossier est ensuite remis comme il était."""
+
+    @contextmanager
+    def fault(lab: Lab) -> Iterator[None]:
+        before = {path: path.read_bytes() for path in lab.exports.iterdir()}
+        change(next(path for path in before if path.suffix == ".csv" and VICTIM.id.encode() in before[path]))
+        yield
+        for path in set(lab.exports.iterdir()) - before.keys():
+            path.unlink()
+        for path, content in before.items():
+            path.write_bytes(content)
+
+    return fault
+
+
+def rewrite(change: Callable[[str], str]) -> Break:
+    """La ligne de la vente devient ``change`` de cette ligne."""
+
+    def edit(path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = "".join(change(line) if line.startswith(VICTIM.id) else line for line in lines)
+        path.write_text(text, encoding="utf-8")
+
+    return files_changed(edit)
+
+
+def copy_lot(path: Path) -> None:
+    """Le lot est aussi là sous un autre nom."""
+    other = path.with_name("ventes_999999_copie.csv")
+    other.write_bytes(path.read_bytes())
+    manifest = path.with_suffix(".json").read_text(encoding="utf-8")
+    other.with_suffix(".json").write_text(manifest.replace(path.name, other.name), encoding="utf-8")
+
+
+# --- PostgreSQL ---
+
+
+def sql(break_it: str, repair: str, *, sums: bool = False) -> Break:
+    """Une requête qui fausse, une qui répare ; ``sums`` : les déclencheurs reportent la faute dans les sommes."""
+
+    @contextmanager
+    def fault(lab: Lab) -> Iterator[None]:
+        for statement in (break_it, None, repair):
+            if statement is None:
+                yield
+                continue
+            quiet = "" if sums else "ALTER TABLE ventes DISABLE TRIGGER USER;"
+            lab.sql(f"{quiet} {statement}; ALTER TABLE ventes ENABLE TRIGGER USER")
+
+    return fault
+
+
+def quoted(text: object) -> str:
+    """``text`` entre apostrophes, pour PostgreSQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+WHERE = f"WHERE id = {quoted(VICTIM.id)}"
+ROW = f"{quoted(VICTIM.produit)}, {quoted(VICTIM.region)}, {VICTIM.montant}, {quoted(VICTIM.date_vente)}"
+DAY = (
+    f"WHERE jour = {quoted(VICTIM.date_vente.date())} AND produit = {quoted(VICTIM.produit)} "
+    f"AND region = {quoted(VICTIM.region)}"
+)
+HOUR = f"{DAY} AND heure = {VICTIM.date_vente.hour}"
+REMOVE = (f"DELETE FROM ventes {WHERE}", f"INSERT INTO ventes VALUES ('{VICTIM.id}', {ROW})")
+ADD = (f"INSERT INTO ventes VALUES ('double', {ROW})", "DELETE FROM ventes WHERE id = 'double'")
+
+
+def moved(table: str, where: str) -> tuple[str, str]:
+    """La vente passe d'une région à l'autre, et revient."""
+    there, back = quoted(OTHER_REGION), quoted(VICTIM.region)
+    change = f"UPDATE {table} SET region = {there} {where}"
+    return change, f"UPDATE {table} SET region = {back} " + where.replace(back, there)
+
+
+def added(table: str, column: str, amount: str, where: str) -> tuple[str, str]:
+    """``column`` augmente de ``amount``, puis redescend."""
+    update = f"UPDATE {table} SET {column} = {column} {{}} {amount} {where}"
+    return update.format("+"), update.format("-")
+
+
+POSTGRES, PER_DAY, CHARTS = {"PostgreSQL"}, {"par jour"}, {"tableaux"}
+VIEW_FILTERED = (
+    "ALTER VIEW ventes_analyse RENAME TO vraie; CREATE VIEW ventes_analyse AS SELECT * FROM vraie WHERE region <> "
+    + quoted(VICTIM.region),
+    "DROP VIEW ventes_analyse; ALTER VIEW vraie RENAME TO ventes_analyse",
+)
+VIEW_MISSING = ("ALTER VIEW ventes_analyse RENAME TO vraie", "ALTER VIEW vraie RENAME TO ventes_analyse")
+
+FAULTS: dict[str, tuple[Break, set[str], str]] = {
+    "MongoDB, perdue": (mongo_lost, {"MongoDB"}, LOST),
+    "MongoDB, doublée": (mongo_doubled, {"MongoDB"}, DOUBLED),
+    "MongoDB, un centime": (mongo_changed(montant=Decimal128(VICTIM.montant + CENT)), {"MongoDB"}, CENT_MORE),
+    "MongoDB, autre région": (mongo_changed(region=OTHER_REGION), {"MongoDB"}, MOVED),
+    "CSV, perdue": (rewrite(lambda line: ""), {"CSV"}, LOST),
+    "CSV, doublée": (rewrite(lambda line: line + line), {"CSV"}, "1 ventes sont dans deux fichiers"),
+    "CSV, un centime": (
+        rewrite(lambda line: line.replace(str(VICTIM.montant), str(VICTIM.montant + CENT))), {"CSV"}, CENT_MORE,
+    ),
+    "CSV, autre région": (rewrite(lambda line: line.replace(VICTIM.region, OTHER_REGION)), {"CSV"}, MOVED),
+    "CSV, dans deux fichiers": (files_changed(copy_lot), {"CSV"}, "ventes sont dans deux fichiers"),
+    "CSV, lot sans manifeste": (files_changed(lambda path: path.with_suffix(".json").unlink()), {"CSV"}, LOST),
+    "CSV, manifeste sans lot": (
+        files_changed(lambda path: path.unlink()), {"CSV"}, "manque alors que son manifeste est là",
+    ),
+    "PostgreSQL, perdue": (sql(*REMOVE), POSTGRES, LOST),
+    "PostgreSQL, doublée": (sql(*ADD), POSTGRES, DOUBLED),
+    "PostgreSQL, un centime": (sql(*added("ventes", "montant", "0.01", WHERE)), POSTGRES, CENT_MORE),
+    "PostgreSQL, autre région": (sql(*moved("ventes", WHERE)), POSTGRES, MOVED),
+    "PostgreSQL et ses sommes": (sql(*REMOVE, sums=True), POSTGRES | PER_DAY | CHARTS, LOST),
+    "par jour, perdue": (sql(*added("ventes_par_jour", "nombre_ventes", "-1", DAY)), PER_DAY, LOST),
+    "par jour, doublée": (sql(*added("ventes_par_jour", "nombre_ventes", "1", DAY)), PER_DAY, DOUBLED),
+    "par jour, un centime": (sql(*added("ventes_par_jour", "chiffre_affaires", "0.01", DAY)), PER_DAY, CENT_MORE),
+    "par jour, autre région": (sql(*moved("ventes_par_jour", DAY)), PER_DAY, MOVED),
+    "par heure, doublée": (sql(*added("ventes_par_heure", "nombre_ventes", "1", HOUR)), CHARTS, DOUBLED),
+    "par heure, un centime": (sql(*added("ventes_par_heure", "chiffre_affaires", "0.01", HOUR)), CHARTS, CENT_MORE),
+    "par heure, autre région": (sql(*moved("ventes_par_heure", HOUR)), CHARTS, MOVED),
+    "vue filtrée": (sql(*VIEW_FILTERED), CHARTS, f"{VICTIM.region}, {VICTIM.produit} : -"),
+    "vue absente": (sql(*VIEW_MISSING), CHARTS, "autres différences"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_names_its_step(done: Lab, verdict: Callable[..., Verdict], name: str) -> None:
+    """La faute donne le code 1 et nomme son étape, sans accuser les autres ; réparée, tout est égal."""
+    fault, steps, sentence = FAULTS[name]
+    with fault(done):
+        code, named, shown = verdict("--expect", str(TOTAL))
+    assert (code, named) == (1, steps), shown
+    assert sentence in shown
+
+
+def test_everything_was_repaired(verdict: Callable[..., Verdict]) -> None:
+    """Les fautes ci-dessus ont été défaites : chacune était donc la seule."""
+    assert verdict("--expect", str(TOTAL))[:2] == (0, set())
+
+
+# --- Kafka : un autre topic, dont les messages diffèrent de ce que la graine donne ---
+
+
+@pytest.mark.parametrize(
+    ("value", "steps", "sentences"),
+    [
+        (None, {"produites", "Kafka"}, ["graine 1 : 1 ventes ne sont pas dans Kafka", f"{VICTIM.produit} : {LOST}"]),
+        (as_json(VICTIM, montant=float(VICTIM.montant + CENT)), {"Kafka"}, [CENT_MORE]),
+        (as_json(VICTIM, region=OTHER_REGION), {"Kafka"}, [MOVED]),
+        (as_json(VICTIM, montant=-1), {"produites", "Kafka"}, ["1 messages invalides", f"{VICTIM.produit} : {LOST}"]),
+    ],
+    ids=["perdue", "un centime", "autre région", "illisible"],
+)
+def test_a_fault_in_kafka(
+    done: Lab, verdict: Callable[..., Verdict], value: bytes | None, steps: set[str], sentences: list[str]
+) -> None:
+    """Une vente que Kafka n'a pas, ou pas telle que producer.py l'a produite."""
+    good = [to_json(vente) for vente in (*VENTES, FOREIGN) if vente is not VICTIM]
+    topic = other_topic(done, *good, *([value] if value else []))
+    code, named, shown = verdict("--topic", topic, "--expect", str(TOTAL))
+    assert (code, named) == (1, steps), shown
+    assert all(sentence in shown for sentence in sentences), shown
+
+
+def test_a_message_sent_twice_is_told_not_counted(done: Lab, verdict: Callable[..., Verdict]) -> None:
+    """Un message répété se dit, et n'est pas une faute : la vente n'est comptée qu'une fois, partout."""
+    topic = other_topic(done, *(to_json(vente) for vente in (*VENTES, FOREIGN, VICTIM, FOREIGN)))
+    code, named, shown = verdict("--topic", topic, "--expect", str(TOTAL))
+    assert (code, named) == (0, set()), shown
+    assert "2 messages répétés" in shown
+
+
+def other_topic(lab: Lab, *values: bytes) -> str:
+    """Un topic de plus, avec ces messages."""
+    topic = f"{lab.topic}-{uuid.uuid4().hex[:8]}"
+    ensure_topics(client_config({}), NewTopic(topic, 3, 3))
+    lab.send_raw(*values, topic=topic)
+    return topic
+
+
+def test_the_first_of_a_seed_may_be_elsewhere(done: Lab, verdict: Callable[..., Verdict]) -> None:
+    """Une suite qui commence à 11 (--start) n'a pas perdu les dix premières ; le script le dit."""
+    _, named, shown = verdict("--topic", other_topic(done, *(to_json(vente) for vente in VENTES[10:])))
+    assert "la suite 1 commence à 11" in shown
+    assert named == {"MongoDB", "CSV"} | POSTGRES | PER_DAY | CHARTS
