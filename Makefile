@@ -23,7 +23,7 @@ $(VENV)/installed: requirements.txt services/requirements.txt pyproject.toml
 
 # En plus, pour l'aperçu ; et pour les tests.
 $(VENV)/installed-%: $(VENV)/installed
-	$(PIP) -r $(filter %.txt,$^)
+	$(PIP) $(addprefix -r ,$(filter %.txt,$^))
 	@touch $@
 $(VENV)/installed-apercu: tableau/requirements.txt
 $(VENV)/installed-dev: requirements-dev.txt tableau/requirements.txt
