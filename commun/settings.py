@@ -17,6 +17,7 @@ from commun.errors import PipelineError
 ROOT = Path(__file__).resolve().parent.parent
 LIBPQ = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
 LOCAL_HOST = "localhost"
+_SAME_HOST = (LOCAL_HOST, "127.0.0.1", "::1")
 # Ce que vaut une variable de libpq qui n'est pas posée. Les noms de .env ne sont pas ceux de libpq : un PGUSER ou un
 # PGPORT qui traîne dans un terminal ne règle ni docker-compose ni « python -m services ».
 _LOCAL = {
@@ -52,7 +53,20 @@ def setting(name: str) -> str:
 
 def elsewhere() -> list[str]:
     """Variables de l'environnement qui mènent les scripts à d'autres serveurs que ceux de la pile locale."""
-    return [name for name in _ELSEWHERE if os.environ.get(name)]
+    return [name for name in _ELSEWHERE if os.environ.get(name) and (name != "PGHOST" or _is_foreign(setting(name)))]
+
+
+def _is_foreign(host: str) -> bool:
+    return host not in _SAME_HOST
+
+
+def refuse_elsewhere(*, any_server: bool) -> None:
+    """Lève PipelineError si des ventes inventées partiraient ailleurs que sur la pile locale sans qu'on l'ait voulu."""
+    if (names := elsewhere()) and not any_server:
+        raise PipelineError(
+            "Les ventes inventées ne vont qu'à la pile locale, et l'environnement mène ailleurs "
+            f"({', '.join(names)}) : retirez ces variables, ou ajoutez --any-server."
+        )
 
 
 def data_folder() -> Path:
@@ -90,7 +104,7 @@ def postgres_dsn(*, reader: bool = False, host: str | None = None) -> dict[str, 
     serveur n'est pas celui de la pile locale, le mot de passe de .env ne lui est pas envoyé.
     """
     names = LIBPQ | ({"password": "TABLEAU_PASSWORD"} if reader else {})
-    foreign = (host or setting("PGHOST")) != LOCAL_HOST
+    foreign = _is_foreign(host or setting("PGHOST"))
     found = {
         key: setting(name)
         for key, name in ({} if "PGSERVICE" in os.environ else names).items()

@@ -20,7 +20,7 @@ import psycopg2
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.settings import elsewhere, postgres_dsn, setting
+from commun.settings import postgres_dsn, refuse_elsewhere, setting
 from commun.systems import ACTIVATE, ask_to_stop, own_group
 
 FOLDER = Path(__file__).parent
@@ -105,11 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     stop = Stop()
-    if (foreign := elsewhere()) and not args.any_server:
-        raise PipelineError(
-            f"demo.py n'envoie ses ventes inventées qu'à la pile locale, et l'environnement mène ailleurs "
-            f"({', '.join(foreign)}) : retirez ces variables, ou ajoutez --any-server."
-        )
+    refuse_elsewhere(any_server=args.any_server)
     try:
         goal = ventes_in_postgres() + args.count
     except psycopg2.OperationalError as error:

@@ -46,6 +46,9 @@ def test_bootstrap_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Le mot de passe de .env ne part pas vers un autre serveur que celui de la pile."""
     assert "password" in settings.postgres_dsn()
+    monkeypatch.setenv("PGHOST", "127.0.0.1")  # la même machine
+    assert "password" in settings.postgres_dsn()
+    assert settings.elsewhere() == []
     monkeypatch.setenv("PGHOST", "ailleurs.example")
     assert "password" not in settings.postgres_dsn()
     monkeypatch.setenv("PGPASSWORD", "secret")
