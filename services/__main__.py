@@ -292,17 +292,27 @@ def exported_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def alone(stack: Stack) -> Iterator[None]:
-    """Une seule commande à la fois par pile : deux « up » simultanés se suivent."""
-    if not stack.data.is_dir():
-        yield  # pas de pile : rien à protéger
-        return
-    descriptor = os.open(stack.data, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def alone(stack: Stack, *, create: bool) -> Iterator[None]:
+    """Une seule commande à la fois par pile : deux « up » simultanés se suivent.
+
+    ``create`` : le dossier de la pile est créé au besoin. Sans lui, pas de pile, et rien à protéger.
+    """
+    while True:
+        if create:
+            stack.adopt()
+        elif not stack.data.is_dir():
+            yield
+            return
+        else:
+            stack.refuse_foreign()
+        descriptor = os.open(stack.data, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if stack.data.is_dir() and os.path.samestat(os.fstat(descriptor), stack.data.stat()):
+                yield
+                return
+        finally:  # sinon, un « reset » vient d'effacer ce dossier
+            os.close(descriptor)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -335,11 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "logs":
         logs(stack, args.name)
         return 0
-    if args.command in ("up", "flink"):
-        stack.adopt()  # le dossier existe : deux « up » simultanés s'y attendent
-    elif stack.data.exists():
-        stack.refuse_foreign()
-    with alone(stack):
+    with alone(stack, create=args.command in ("up", "flink")):
         run_alone(stack, args)
     return 0
 

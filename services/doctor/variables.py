@@ -111,7 +111,7 @@ def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: 
     """Ce que cette variable change ; une phrase vide si rien."""
     if name == "MONGO_URI":
         return f"les scripts de l'exercice 3 parlent au MongoDB de {_host_of(text)}, pas à la pile de .env"
-    if name == "PGHOST" and text != "localhost":
+    if name == "PGHOST" and text not in LOCAL:
         return (
             "pg.py, reconcile.py et l'aperçu iront là ; le mot de passe de .env n'y est pas envoyé (posez PGPASSWORD)"
         )

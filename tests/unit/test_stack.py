@@ -2,8 +2,11 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from commun.errors import PipelineError
 from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, install
-from services.__main__ import duration
+from services.__main__ import alone, duration
 from services.stack import SOCKET_BYTES, WITNESS, Stack
 from services.supervise import State, Supervisor, _state
 
@@ -102,6 +105,31 @@ def test_reset_asks_on_a_terminal(old_stack: Path, answer: str, *, erased: bool)
     os.close(ours)
     assert (old_stack / "kafka1").exists() is not erased
     assert (old_stack / "these.tex").exists()
+
+
+def test_a_command_that_waited_for_a_reset_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """« up » qui attendait la fin d'un « reset » : le dossier n'est plus là, il en a un neuf, et à lui seul."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    inside, done = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        with alone(Stack(), create=True):
+            assert Stack().is_ours()
+            done.set()
+
+    def resets() -> None:
+        with alone(Stack(), create=True):
+            inside.set()
+            time.sleep(0.3)  # le temps que l'autre attende
+            shutil.rmtree(Stack().data)
+
+    threads = [threading.Thread(target=resets), threading.Thread(target=waits)]
+    for thread in threads:
+        thread.start()
+        inside.wait(5)
+    for thread in threads:
+        thread.join(5)
+    assert done.is_set()
 
 
 def test_two_stacks_do_not_share_their_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
