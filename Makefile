@@ -42,8 +42,8 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 	$(BIN)/python -m services up
 	cd exercice3 && ../$(BIN)/python demo.py
 
-test: $(VENV)/installed-dev  ## tous les tests, sur deux piles à part, côte à côte
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed-dev  ## tous les tests, sur des piles à part, côte à côte
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
 	$(BIN)/python -m pytest --numprocesses 2 tests/unit
@@ -77,8 +77,14 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
 
+<<<<<<< HEAD
 mutants: $(VENV)/installed-dev  ## casse un à un les modules purs : chaque fois, un test doit échouer (une demi-heure)
 	$(BIN)/mutmut run --max-children 1
+=======
+MUTANTS ?= *
+mutants: install  ## casse un à un les modules purs : un test doit échouer (long ; un seul : MUTANTS='exercice3.rows*')
+	$(BIN)/mutmut run --max-children 1 '$(MUTANTS)'
+>>>>>>> proofs
 	$(BIN)/mutmut results
 
 lint: $(VENV)/installed-dev  ## style et types

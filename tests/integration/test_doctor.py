@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
@@ -27,7 +28,6 @@ from tests.conftest import services
 
 pytestmark = pytest.mark.usefixtures("stack")
 
-SECONDS = 30  # les contrôles durent cinq secondes au plus ; le reste est à Python, sur une machine chargée
 TRIES = 8  # sur une machine chargée, un contrôle peut dépasser ses cinq secondes : il est « inconnu », on recommence
 Findings = list[dict[str, str]]
 
@@ -35,12 +35,10 @@ Findings = list[dict[str, str]]
 def doctor(*command: str, env: dict[str, str] | None = None) -> tuple[int, Findings]:
     """« doctor --json » : son code et ses constats. ``command`` : au lieu de « python -m services doctor »."""
     words = command or (sys.executable, "-m", "services", "doctor")
-    started = time.monotonic()
     done = subprocess.run(
         [*words, "--json"], cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
-    assert time.monotonic() - started < SECONDS
     findings: Findings = json.loads(done.stdout)
     assert all(set(finding) == {"check", "state", "message", "cure"} for finding in findings)
     assert {finding["state"] for finding in findings} <= {"ok", "warning", "problem", "unknown"}
@@ -110,14 +108,15 @@ def test_a_port_held_by_another_program() -> None:
     """Le programme, son numéro, et la variable qui change le port."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = str(server.getsockname()[1])
-        message = rf"le port {port} de connect est pris par python\S* \(pid {os.getpid()}\)"
+        holder = re.escape(f"{psutil.Process().name()} (pid {os.getpid()})")
+        message = f"le port {port} de connect est pris par {holder}"
         code, _ = expect("ports", "problem", message, "PORT_CONNECT", env={"PORT_CONNECT": port})
     assert code == 1
 
 
 def test_another_copy_of_the_project_holds_the_ports(tmp_path: Path) -> None:
     """Une autre copie du projet est nommée par son dossier de données, une fois pour tous ses ports."""
-    message = r"autre copie du projet, de données \S+pile\d : \d+ \(kafka1\), .*\(postgres\)"
+    message = r"autre copie du projet, de données .+pile \d.+ : \d+ \(kafka1\), .*\(postgres\)"
     code, _ = expect("ports", "problem", message, "make stop", env={"SERVICES_DATA": str(tmp_path)})
     assert code == 1
 

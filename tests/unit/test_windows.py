@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commun.settings import ROOT
-from exercice2.windows import NEVER, HopWindows, Result, Slicing, TrailingWindows, Watermarks
+from exercice2.windows import NEVER, HopWindows, Late, Result, Slicing, TrailingWindows, Watermarks
 from tests.window_cases import CASES, END, Case, Row, load
 
 ORIGINALS = ROOT.parent / "shared" / "window_cases"
@@ -270,6 +270,52 @@ def test_watermarks() -> None:
     assert marks.update(0, 110) == 100
     assert marks.update(2, 105) == 105
     assert [marks.set_idle(n) for n in range(3)] == [105, 105, 120]  # plus personne : le plus avancé
+
+
+def test_when_an_event_stops_counting() -> None:
+    """``open_until`` : un cran avant, l'événement compte encore ; à ce watermark, il est refusé. La grâce s'ajoute."""
+    hop = HopWindows(10, 5, grace=3)
+    assert hop.open_until(hop.slicing.slice_of(12)) == 19 + 3
+    assert TrailingWindows(10, max_late=3).open_until(12) == 12 + 10 + 3
+    for late, accepted in ((21, True), (22, False)):
+        hop = HopWindows(10, 5, grace=3)
+        hop.advance(late)
+        assert hop.add("a", 1, 12) is accepted
+    with pytest.raises(ValueError, match="sans max_late"):
+        TrailingWindows(10).open_until(0)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_window_has_a_length(size: int) -> None:
+    """Une fenêtre d'aucune durée est refusée."""
+    with pytest.raises(ValueError, match="strictement positif"):
+        TrailingWindows(size)
+
+
+def test_a_refused_event_is_kept_whole() -> None:
+    """Un événement en retard est rendu tel qu'il est venu, avec son étiquette et le watermark d'alors."""
+    windows = TrailingWindows(10, max_late=5)
+    windows.advance(100)
+    assert not windows.add("a", 7, 95, "étiquette")
+    assert windows.take_late() == [Late("a", 7, 95, 100, "étiquette")]
+    assert windows.take_late() == []
+
+
+def test_events_of_an_instant_keep_their_order() -> None:
+    """Au même instant, les résultats sortent dans l'ordre d'arrivée, quelles que soient les clés."""
+    windows = TrailingWindows(10)
+    for key in "cabz":
+        windows.add(key, 1, 50, key)
+    assert [result.key for result in windows.advance(50)] == list("cabz")
+
+
+def test_the_first_instant_of_a_trailing_window_counts() -> None:
+    """[instant - size, instant] : le plus grand et le plus petit d'exactement size plus tôt comptent encore."""
+    windows = TrailingWindows(10)
+    for value, instant in ((9, 40), (1, 40), (5, 50), (5, 51)):
+        windows.add("a", value, instant)
+    found = [(r.end, r.count, r.sum, r.min, r.max) for r in windows.advance(60)]
+    assert found == [(40, 2, 10, 1, 9), (40, 2, 10, 1, 9), (50, 3, 15, 1, 9), (51, 2, 10, 5, 5)]
 
 
 def test_cases_say_their_origin() -> None:
