@@ -77,9 +77,9 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
 
-MUTANTS ?= *
+MUTANTS ?=
 mutants: $(VENV)/installed-dev  ## casse un à un les modules purs : un test doit échouer (long ; un seul : MUTANTS='exercice3.rows*')
-	$(BIN)/mutmut run --max-children 1 '$(MUTANTS)'
+	$(BIN)/mutmut run --max-children 1 $(if $(MUTANTS),'$(MUTANTS)')
 	$(BIN)/mutmut results
 
 lint: $(VENV)/installed-dev  ## style et types

@@ -123,7 +123,7 @@ def test_kill_anything_then_reconcile(lab: Lab) -> None:
     """Pendant que tout tourne, services et scripts sont tués au hasard (graine fixe), puis relancés : tout est égal."""
     draw = random.Random(20261124)
     commands = {
-        "producer": ("--count", "8000", "--seed", "1", "--rate", "400"),
+        "producer": ("--count", "4000", "--seed", "1", "--rate", "200"),
         "consumer": (),
         "schedule_export": ("--every", "1"),
         "pg": ("--watch", "--every", "0.5"),
@@ -140,7 +140,7 @@ def test_kill_anything_then_reconcile(lab: Lab) -> None:
         if scripts[victim].process.poll():  # démarré pendant la panne, il a renoncé en le disant
             scripts[victim] = lab.start(victim, *commands[victim])
     assert scripts["producer"].process.wait(120) == 0, scripts["producer"].text
-    wait_until(lambda: lab.in_postgres()[0] == 8000, 120, lambda: [script.text[-500:] for script in scripts.values()])
+    wait_until(lambda: lab.in_postgres()[0] == 4000, 120, lambda: [script.text[-500:] for script in scripts.values()])
     for name in ("consumer", "schedule_export", "pg"):
         assert scripts[name].stop() == 0, scripts[name].text
-    assert "Tout est égal" in lab.reconcile(8000)
+    assert "Tout est égal" in lab.reconcile(4000)
