@@ -42,6 +42,8 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
         if name == variable or name in _FOREIGN or name.startswith(_KUBERNETES) or name == "BOOTSTRAP_SERVERS":
             continue
         key = name.lower().replace("__", "\0").replace("_", ".").replace("\0", "_")
+        if key == "metadata.broker.list":
+            raise PipelineError(f"{variable} est un autre nom de KAFKA_BOOTSTRAP_SERVERS : posez celle-ci.")
         if key in guaranteed:
             raise PipelineError(
                 f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la."

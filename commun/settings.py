@@ -5,6 +5,7 @@ d'ici. Pour un autre serveur, posez la variable dans l'environnement.
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,21 @@ _LOCAL = {
     "PGPASSWORD": "PIPELINE_PASSWORD",
 }  # fmt: skip
 # Variables qui envoient les scripts ailleurs que sur la pile locale.
-_ELSEWHERE = ("MONGO_URI", "KAFKA_BOOTSTRAP_SERVERS", "PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE")
+_ELSEWHERE = (
+    "MONGO_URI", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_METADATA_BROKER_LIST", "PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT",
+    "PGDATABASE",
+)  # fmt: skip
+_LOT = r"ventes_(?:\d{6,}_[0-9a-f]{8}|data)\.(?:csv|json)"
+_EXPORTED = re.compile(rf"{_LOT}|\.{_LOT}\.[0-9a-f]{{8}}\.tmp")
 
 
 @cache
 def defaults() -> dict[str, str]:
     """Contenu de .env, le fichier que docker-compose lit aussi."""
-    return {name: value or "" for name, value in dotenv_values(ROOT / ".env", interpolate=False).items()}
+    try:
+        return {name: value or "" for name, value in dotenv_values(ROOT / ".env", interpolate=False).items()}
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{ROOT / '.env'} n'est pas en UTF-8 : enregistrez-le dans cet encodage.") from error
 
 
 def setting(name: str) -> str:
@@ -53,7 +62,14 @@ def setting(name: str) -> str:
 
 def elsewhere() -> list[str]:
     """Variables de l'environnement qui mènent les scripts à d'autres serveurs que ceux de la pile locale."""
-    return [name for name in _ELSEWHERE if os.environ.get(name) and (name != "PGHOST" or _is_foreign(setting(name)))]
+    return [name for name in _ELSEWHERE if os.environ.get(name) and not _is_local(name)]
+
+
+def _is_local(name: str) -> bool:
+    """Vrai si cette variable, posée, désigne pourtant la pile locale."""
+    if name == "PGHOST":
+        return not _is_foreign(setting(name))
+    return name in _LOCAL and setting(name) == setting(_LOCAL[name])
 
 
 def _is_foreign(host: str) -> bool:
@@ -70,13 +86,20 @@ def refuse_elsewhere(*, any_server: bool) -> None:
 
 
 def data_folder() -> Path:
-    """Dossier de la pile locale : ``SERVICES_DATA``, sinon ``.data`` à la racine du projet."""
-    return Path(os.path.abspath(os.environ.get("SERVICES_DATA") or ROOT / ".data"))
+    """Dossier de la pile locale : ``SERVICES_DATA``, vu de la racine du projet, sinon ``.data``."""
+    return Path(os.path.abspath(ROOT / (os.environ.get("SERVICES_DATA") or ".data")))
 
 
 def export_dir() -> Path:
     """Dossier des fichiers exportés : ``EXPORT_DIR``, sinon celui de la pile. Deux piles ne le partagent jamais."""
     return Path(os.environ.get("EXPORT_DIR") or data_folder() / "exports")
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """Ce que schedule_export.py écrit dans ``folder``, et rien d'autre : fichiers de ventes, manifestes, brouillons."""
+    if folder.is_symlink() or not folder.is_dir():  # derrière un lien, ce dossier est à quelqu'un d'autre
+        return []
+    return sorted(path for path in folder.iterdir() if _EXPORTED.fullmatch(path.name) and path.is_file())
 
 
 def bootstrap_servers() -> str:
@@ -103,6 +126,8 @@ def postgres_dsn(*, reader: bool = False, host: str | None = None) -> dict[str, 
     ``PGSERVICE`` est posée, c'est lui qui décide de tout et .env n'ajoute rien. Dès que le
     serveur n'est pas celui de la pile locale, le mot de passe de .env ne lui est pas envoyé.
     """
+    if os.environ.get("PGSERVICE") == "":
+        raise PipelineError("PGSERVICE est posée, mais vide : retirez-la (« unset PGSERVICE »).")
     names = LIBPQ | ({"password": "TABLEAU_PASSWORD"} if reader else {})
     foreign = _is_foreign(host or setting("PGHOST"))
     found = {

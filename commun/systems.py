@@ -77,7 +77,9 @@ def stop_signals() -> tuple[int, ...]:
     if sys.platform == "win32":
         return signal.SIGINT, signal.SIGTERM, signal.SIGBREAK
     else:
-        return signal.SIGINT, signal.SIGTERM
+        # Fermer le terminal (SIGHUP) est aussi une demande, sauf sous nohup, qui l'ignore.
+        hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        return signal.SIGINT, signal.SIGTERM, *hangup
 
 
 def wait(event: threading.Event, seconds: float) -> bool:

@@ -9,6 +9,7 @@ Termine avec le code 0 si toutes les ventes sont arrivées une fois, au centime 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import threading
@@ -76,8 +77,14 @@ def ventes_in_postgres() -> int:
 
 def follow(producer: Script, others: Sequence[Script], goal: int, stop: Stop) -> None:
     """Affiche l'avancement jusqu'à ce que PostgreSQL ait ``goal`` ventes."""
-    start = time.monotonic()
-    while not stop and (arrived := ventes_in_postgres()) < goal:
+    start, arrived = time.monotonic(), 0
+    while not stop:
+        try:
+            arrived = ventes_in_postgres()
+        except psycopg2.OperationalError:
+            print("— PostgreSQL ne répond pas : j'attends son retour", flush=True)
+        if arrived >= goal:
+            break
         for script in others:
             script.check_running()
         if producer.process.poll():
@@ -144,7 +151,7 @@ def how_to_go_on() -> str:
     password = setting("TABLEAU_PASSWORD")
     return f"""
 Les serveurs restent en marche. Et maintenant :
-  voir      : make apercu, puis http://localhost:8501
+  voir      : make apercu, puis http://localhost:{os.environ.get("PORT_APERCU") or 8501}
   Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
   psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
   à la main : {ACTIVATE}, cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)

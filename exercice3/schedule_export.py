@@ -152,7 +152,7 @@ def create_draft(path: Path) -> BinaryIO:
 
     Les brouillons d'exports tués, vieux de plus d'une heure, sont effacés au passage.
     """
-    for old in path.parent.glob(".*.tmp"):
+    for old in path.parent.glob(".ventes_*.tmp"):
         with contextlib.suppress(FileNotFoundError, PermissionError):  # un autre export vient de le faire, ou y écrit
             if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
                 old.unlink()

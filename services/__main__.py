@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from commun.errors import PipelineError
-from commun.settings import setting
+from commun.settings import export_dir, exported_files, setting
 from services import health, install
 from services.flink import Flink
 from services.health import Check
@@ -60,6 +60,7 @@ def up(stack: Stack) -> None:
     start = time.monotonic()
     supervisor = Supervisor(stack)
     refuse_other_ports(stack, supervisor)
+    install.move_old_exports(stack, say)
     if not supervisor.alive():
         supervisor.end_orphans()
     elif all(map(supervisor.is_alive, NAMES)) and all(health.checks(stack)[name]() for name in NAMES):
@@ -131,6 +132,7 @@ def refuse_other_ports(stack: Stack, supervisor: Supervisor) -> None:
 def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
     wanted = [service for service in every_service(stack) if service.name in names]
+    health.refuse_shared_ports(wanted)
     health.refuse_taken_ports([service for service in wanted if not supervisor.is_alive(service.name)])
 
 
@@ -175,14 +177,17 @@ def status(stack: Stack) -> int:
     states = supervisor.states()
     questions = health.checks(stack)
     healthy = True
+    orphans = [] if states else supervisor.orphans()
     asked = [name for name in FLINK_NAMES if name in states and states[name].word != "arrêté"]
     for name in (*NAMES, *asked):
         state = states.get(name)
         word = describe(state, questions[name])
+        if orphans and describe(State(name, "", os.getpid()), questions[name]) == ANSWERS:
+            word = "répond, sans superviseur"
         healthy &= word == ANSWERS
         since = f"pid {state.pid}, depuis {duration(state.seconds)}" if state and state.alive else ""
         print(f"{name:<12} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
-    if not states and (orphans := supervisor.orphans()):
+    if orphans:
         pids = ", ".join(str(process.pid) for process in orphans)
         print(f"Des processus de cette pile tournent sans superviseur (pid {pids}) : « make services » les remplace.")
     print(f"Données : {stack.data}")
@@ -222,7 +227,7 @@ def logs(stack: Stack, name: str) -> None:
 
 
 def restart(stack: Stack, name: str) -> None:
-    """Arrête un service s'il tourne, puis le démarre, avec les réglages présents, et attend qu'il réponde."""
+    """Arrête un service s'il tourne, puis le démarre, et attend qu'il réponde."""
     supervisor = Supervisor(stack)
     if not supervisor.alive():
         raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
@@ -252,28 +257,47 @@ def act(supervisor: Supervisor, command: str, name: str) -> None:
 
 def reset(stack: Stack, *, sure: bool) -> None:
     """Arrête tout et efface ce que la pile a écrit, et cela seul. Lève PipelineError si personne n'a dit oui."""
-    exported = exported_files(stack.exports) if stack.exports.is_dir() else []
-    if not stack.data.exists() or not (stack.is_ours() or exported):
+    if not stack.data.exists():
+        say(f"Rien à effacer : {stack.data} n'existe pas.")
+        return
+    exported = exported_files(stack.exports)
+    if not stack.is_ours():
         raise PipelineError(f"{stack.data} n'est pas le dossier d'une pile : rien n'est effacé.")
-    if not sure and not sys.stdin.isatty():
+    if not sure and not (sys.stdin and sys.stdin.isatty()):
         raise PipelineError("Sans terminal, « reset » demande --oui, car il efface des données. Rien n'est effacé.")
-    files = f", et {len(exported)} fichiers de ventes exportées" if exported else ""
+    count = len(exported)
+    files = f", et {count} fichier{'s' if count > 1 else ''} de ventes exportées" if exported else ""
     question = f"Effacer les données des serveurs dans {stack.data}{files} ? [o/N] "
     if not sure and not agreed(question):
         say("Rien n'est effacé.")
         return
     down(stack)
     for path in (*stack.own_paths, *exported):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    stack.witness.unlink(missing_ok=True)
-    for folder in (stack.exports, stack.data):
-        with contextlib.suppress(OSError):  # il reste autre chose, qui n'est pas à nous
-            folder.rmdir()
+        erase(path)
+    with contextlib.suppress(OSError):  # il y reste autre chose, qui n'est pas à nous
+        stack.exports.rmdir()
     say(f"Effacé : les données des serveurs de {stack.data}{files}.")
-    if stack.data.exists():
-        say(f"Laissé : {', '.join(sorted(path.name for path in stack.data.iterdir()))}, que la pile n'a pas écrit.")
-    if os.environ.get("EXPORT_DIR"):
-        say(f"Laissés : les fichiers de EXPORT_DIR={os.environ['EXPORT_DIR']} ; videz ce dossier avant de recommencer.")
+    if left := sorted(path.name for path in stack.data.iterdir() if path != stack.witness):
+        # Le témoin reste avec eux : la pile pourra revenir dans ce dossier.
+        say(f"Laissé dans {stack.data}, car ce n'est pas à la pile : {', '.join(left)}.")
+    else:
+        stack.witness.unlink()
+        stack.data.rmdir()
+    if export_dir().resolve() != stack.exports:
+        say(f"Laissés : les fichiers de EXPORT_DIR={export_dir()} ; videz ce dossier avant de recommencer.")
+
+
+def erase(path: Path) -> None:
+    """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up »."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    doomed = path if path.name.endswith(".efface") else path.with_name(f".{path.name}.efface")
+    if doomed != path:
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def agreed(question: str) -> bool:
@@ -283,12 +307,6 @@ def agreed(question: str) -> bool:
     except EOFError:
         print()
         return False
-
-
-def exported_files(folder: Path) -> list[Path]:
-    """Ce que schedule_export.py écrit dans ``folder`` : fichiers de ventes, manifestes, brouillons."""
-    patterns = ("ventes_[0-9]*.csv", "ventes_[0-9]*.json", "ventes_data.csv", "ventes_data.json", ".ventes_*.tmp")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
 
 
 @contextlib.contextmanager

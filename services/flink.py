@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from commun.settings import ROOT, bootstrap_servers
+from commun.settings import ROOT
 from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, TASKMANAGERS, Service, Stack
 
 # Ce que Flink demande à Java 21, dans le module java.base.
@@ -48,7 +48,7 @@ class Flink:
         environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)} | {
             "FLINK_CONF_DIR": self._relative_home,
             "FLINK_STATE": f"{self._relative_home}/state",
-            "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers(),
+            "KAFKA_BOOTSTRAP_SERVERS": self.stack.brokers,
         }
         start = ["bash", str(self.job / "start-job.sh")]
         job = [*start, *self.stack.java(classpath, *OPENS, JOBMANAGER_CLASS, *self._options(JOBMANAGER))]

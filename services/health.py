@@ -42,7 +42,7 @@ def checks(stack: Stack) -> dict[str, Check]:
 def create_topics(stack: Stack) -> list[str]:
     """Crée les topics de ``config/topics.conf`` qui manquent ; renvoie leurs noms."""
     wanted = {topic.topic: topic for topic in read_topics(CONFIG / "topics.conf")}
-    admin = AdminClient({"bootstrap.servers": _brokers(stack), "broker.address.family": "v4", "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": stack.brokers, "broker.address.family": "v4", "log_level": 0})
     missing = wanted.keys() - admin.list_topics(timeout=15).topics.keys()
     for topic, outcome in admin.create_topics([wanted[name] for name in missing]).items() if missing else ():
         try:
@@ -61,6 +61,18 @@ def read_topics(path: Path) -> list[NewTopic]:
             config = dict(pair.split("=", 1) for pair in ",".join(rest).split(",") if pair)
             topics.append(NewTopic(name, int(partitions), REPLICAS, config=config))
     return topics
+
+
+def refuse_shared_ports(services: Sequence[Service]) -> None:
+    """Lève PipelineError si deux services auraient le même port."""
+    owners: dict[int, Service] = {}
+    for service in services:
+        for port in _ports(service):
+            if (other := owners.setdefault(port, service)) is not service:
+                raise PipelineError(
+                    f"Le port {port} serait à la fois celui de {other.name} ({other.variable}) et de {service.name} "
+                    f"({service.variable}) : changez l'un des deux ; Kafka et Flink prennent aussi leur port + 1000."
+                )
 
 
 def refuse_taken_ports(services: Sequence[Service]) -> None:
@@ -110,10 +122,6 @@ def _taken_sentence(service: Service, port: int, holder: str | None) -> str:
         f"Le port {port} de {role} est pris par {holder} : arrêtez ce programme, ou choisissez "
         f"un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
     )
-
-
-def _brokers(stack: Stack) -> str:
-    return ",".join(f"localhost:{stack.ports[name]}" for name in KAFKA_NODES)
 
 
 def _kafka_check(stack: Stack, node: int) -> Check:

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from commun.errors import PipelineError
-from commun.settings import ROOT
+from commun.settings import ROOT, exported_files
 from commun.systems import locked
-from services.stack import CONFIG, KAFKA_NODES, Stack
+from services.stack import CONFIG, KAFKA_NODES, Stack, server_environment
 
 with warnings.catch_warnings():
     # Une dépendance de jgo s'inquiète d'une variable XDG absente, dont elle ne se sert pas ici.
@@ -80,7 +79,10 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     say(f"Jars de {name.capitalize()} : {len(wanted)} fichiers ({MEGABYTES[name]} Mo, téléchargés la première fois)…")
     found: list[Path] = []
     cache = Path(GlobalSettings.load().repo_cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(f"Impossible d'écrire dans {cache}, où vont les jars ({error.strerror}).") from error
     with locked(cache / ".verrou"), ThreadPoolExecutor(8) as pool:
         try:
             said = time.monotonic()
@@ -127,7 +129,7 @@ def install(stack: Stack, say: Say) -> None:
             folder.mkdir(mode=mode, exist_ok=True)
             if folder.stat().st_uid != os.getuid():
                 raise PipelineError(f"Le dossier {folder} appartient à un autre compte : changez SERVICES_DATA.")
-    _move_old_exports(stack, say)
+            folder.chmod(mode)  # umask 077 l'aurait fermé
     files = jars(say)
     _prepare_connect(stack, files)
     with ThreadPoolExecutor() as pool:
@@ -147,17 +149,24 @@ def _prepare_connect(stack: Stack, files: list[Path]) -> None:
         # Depuis Kafka 3.2, connect-file n'est plus sur le chemin par défaut : il lui faut un dossier de greffons.
         if jar.name.startswith("connect-file-"):
             (plugins / jar.name).symlink_to(jar)
-    exercise.unlink(missing_ok=True)
-    exercise.symlink_to(ROOT / "exercice1", target_is_directory=True)
+    if exercise.is_symlink():
+        exercise.unlink()
+    if not exercise.exists():
+        exercise.symlink_to(ROOT / "exercice1", target_is_directory=True)
     stack.write_properties(plugins.name)
 
 
-def _move_old_exports(stack: Stack, say: Say) -> None:
+def move_old_exports(stack: Stack, say: Say) -> None:
     """Les fichiers exportés étaient dans exercice3/exports : ils suivent la pile, dont ils dépendent."""
-    old = ROOT / "exercice3" / "exports"
-    if stack.data == (ROOT / ".data").resolve() and old.is_dir() and not stack.exports.exists():
-        old.rename(stack.exports)
-        say(f"Les fichiers exportés ont suivi leur pile : {old} est maintenant {stack.exports}.")
+    if stack.data != (ROOT / ".data").resolve() or not (files := exported_files(ROOT / "exercice3" / "exports")):
+        return
+    stack.exports.mkdir(exist_ok=True)
+    for path in files:
+        if not (target := stack.exports / path.name).exists():
+            shutil.move(path, target)
+    with suppress(OSError):  # il reste autre chose
+        files[0].parent.rmdir()
+    say(f"Les fichiers exportés ont suivi leur pile, de {files[0].parent} à {stack.exports}.")
 
 
 def classpath(files: list[Path]) -> str:
@@ -186,9 +195,11 @@ def _init_postgres(stack: Stack, say: Say) -> None:
     # Tout se fait dans un dossier provisoire, renommé à la fin : interrompu, cela recommence.
     draft = stack.postgres_data.with_name("postgres.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        # Le serveur n'écoute encore que sur une socket de ce dossier (un chemin court : 107 octets au plus).
-        private = Path(name)
+    # Le serveur n'écoute encore que sur une socket de ce dossier, que lui seul ouvre.
+    private = stack.postgres_private
+    shutil.rmtree(private, ignore_errors=True)
+    private.mkdir(mode=0o700)
+    try:
         password = private / "password"
         password.write_text(stack.account("POSTGRES_PASSWORD"), encoding="utf-8")
         draft.mkdir(mode=0o700)
@@ -196,17 +207,24 @@ def _init_postgres(stack: Stack, say: Say) -> None:
             for path in (private, password, draft):
                 shutil.chown(path, user)
         _create_postgres(stack, draft, private, password)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
     draft.rename(stack.postgres_data)
 
 
 def _forget_dead_postmaster(lock: Path) -> None:
-    """Efface le verrou d'un PostgreSQL tué net dont le système n'a pas encore repris le numéro de processus.
+    """Efface le verrou d'un PostgreSQL tué net, si son numéro de processus n'est pas repris, ou l'est par un autre.
 
     PostgreSQL croirait ce mort vivant. Aucun de ses processus ne reste : « up » les a tous terminés avant.
     """
-    with suppress(OSError, ValueError, psutil.Error):
+    with suppress(OSError, ValueError):
         number = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
-        if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+        try:
+            process = psutil.Process(number)
+            alive = process.name() == "postgres" and process.cwd() == str(lock.parent)
+        except psutil.Error:  # parti, ou mort que le système n'a pas encore repris
+            alive = False
+        if not alive:
             lock.unlink()
 
 
@@ -219,6 +237,10 @@ def _copy_postgres(stack: Stack) -> None:
     for folder in (package / "pginstall18", package.with_name(f"{package.name}.libs")):
         if folder.exists():
             shutil.copytree(folder, draft / folder.relative_to(package.parent), symlinks=True)
+    for path in (draft, *draft.rglob("*")):  # lisible par le compte de PostgreSQL, même installé sous umask 077
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
     draft.rename(target)
 
 
@@ -254,7 +276,9 @@ def _init_mongodb(stack: Stack, say: Say) -> None:
     shutil.rmtree(stack.mongo_data, ignore_errors=True)
     stack.mongo_data.mkdir(parents=True)
     with (stack.logs / "mongodb-init.log").open("wb") as output:
-        server = subprocess.Popen(stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data)
+        server = subprocess.Popen(
+            stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data, env=server_environment()
+        )
         try:
             _create_mongo_users(stack)
         finally:
@@ -293,9 +317,14 @@ def _run(
     cwd: Path = Path("/"),
 ) -> None:  # fmt: skip
     """Exécute ``command`` ; PipelineError avec la fin de sa sortie si elle échoue."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     done = subprocess.run(
-        command, env=inherited | (environment or {}), user=user, capture_output=True, text=True, cwd=cwd, check=False
+        command,
+        env=server_environment() | (environment or {}),
+        user=user,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()[-5:]

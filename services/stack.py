@@ -37,6 +37,12 @@ CONTROLLER_OFFSET = 1000
 # niveau de compilation suffit et réduit de moitié le temps de démarrage.
 JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 SOCKET_BYTES = SOCKET_PATH_BYTES - 8  # supervisord crée la sienne sous un nom suivi de son numéro de processus
+# Variables qui régleraient un serveur à la place de sa configuration : celles des clients, et celles des outils
+# de Kafka et de Java d'une autre installation.
+FOREIGN = (
+    "PG", "KAFKA_", "MONGO", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH", "FLINK_",
+    "SUPERVISOR_",
+)  # fmt: skip
 WITNESS = ".streaming-data-pipeline"  # le témoin : ce dossier est celui d'une pile, « reset » peut y effacer
 PORT_VARIABLES = {
     "kafka1": "PORT_KAFKA1",
@@ -73,6 +79,11 @@ class Stack:
 
     def __init__(self) -> None:
         self.data = data_folder().resolve()
+        try:
+            if self.data.exists() and not self.data.is_dir():
+                raise PipelineError(f"SERVICES_DATA={self.data} n'est pas un dossier.")
+        except PermissionError:
+            raise PipelineError(f"Ce compte n'a pas le droit d'entrer jusqu'à {self.data}.") from None
         self.logs, self.exports = self.data / "logs", self.data / "exports"
         self.witness = self.data / WITNESS
         self.ports = {name: _port(variable) for name, variable in PORT_VARIABLES.items()}
@@ -103,7 +114,12 @@ class Stack:
 
     def is_ours(self) -> bool:
         """Vrai si le dossier porte notre témoin, ou ce qu'une version d'avant le témoin y laissait."""
-        return self.witness.is_file() or (self.data / "supervisord.conf").is_file()
+        if self.witness.is_file():
+            return True
+        try:
+            return "[program:kafka1]" in (self.data / "supervisord.conf").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def adopt(self) -> None:
         """Crée le dossier et son témoin. Lève PipelineError si le dossier a déjà un contenu qui n'est pas à nous."""
@@ -127,16 +143,19 @@ class Stack:
     def own_paths(self) -> list[Path]:
         """Ce que la pile écrit, et rien d'autre : c'est ce que « reset » efface. Les ventes exportées n'y sont pas."""
         names = (
+            "mongodb-mongod.ready", "mongodb-secantusdb.ready",  # d'abord : sans lui, des données ne valent plus rien
             *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")), "connect-plugins", "exercice1",
-            "mongodb-mongod", "mongodb-secantusdb", "mongodb-mongod.ready", "mongodb-secantusdb.ready",
-            "postgres", "postgres.tmp", "packages", "packages.tmp", "flink", "flink-compare", "logs", "run",
+            "mongodb-mongod", "mongodb-secantusdb", "postgres", "postgres.tmp", "packages", "packages.tmp",
+            "flink", "flink-compare", "flink-bench", "logs", "run",
             "supervisord.conf", "supervisord.pid", "supervisor.sock", "ports.json",
         )  # fmt: skip
+        inside = [self.data / name for name in names]
+        inside += [path for pattern in ("hs_err_pid*.log", ".*.efface") for path in self.data.glob(pattern)]
         outside = [
-            home for home in (self.runtime, self.postgres_home)
-            if home != self.data and home.exists() and home.lstat().st_uid == self.owner
+            path for path in (self.runtime, self.closed_home, self.postgres_private)
+            if path != self.data and os.path.lexists(path) and path.lstat().st_uid == self.owner
         ]  # fmt: skip
-        return [path for path in (*(self.data / name for name in names), *outside) if path.exists()]
+        return [*(path for path in inside if os.path.lexists(path)), *outside]
 
     @property
     def _name(self) -> str:
@@ -167,10 +186,15 @@ class Stack:
     def known_ports(self) -> dict[str, int]:
         """Port du dernier démarrage de chaque service."""
         try:
-            ports: dict[str, int] = json.loads(self._ports_file.read_text(encoding="utf-8"))
-            return ports
-        except (OSError, ValueError):
+            ports = json.loads(self._ports_file.read_text(encoding="utf-8"))
+            return {name: int(port) for name, port in ports.items() if name in self.ports}
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
+
+    @property
+    def brokers(self) -> str:
+        """Adresses des brokers de cette pile."""
+        return ",".join(f"localhost:{self.ports[name]}" for name in KAFKA_NODES)
 
     @property
     def kafka_data(self) -> dict[str, Path]:
@@ -194,7 +218,7 @@ class Stack:
     @cached_property
     def postgres_user(self) -> str | None:
         """Compte sans privilège qui fait tourner PostgreSQL quand nous sommes root (il refuse root)."""
-        if os.getuid() != 0:
+        if self.owner != 0:
             return None
         for name in ("postgres", "nobody"):
             try:
@@ -209,10 +233,22 @@ class Stack:
 
         C'est le dossier de données, sauf quand root travaille dans un dossier fermé aux autres
         comptes (/root par exemple) : celui de PostgreSQL ne pourrait pas y entrer. Alors c'est un
-        dossier de /var/tmp, qui survit aux redémarrages de la machine.
+        dossier de /var/tmp, qui survit aux redémarrages de la machine. Un serveur déjà créé reste où il est.
         """
-        closed = self.postgres_user and not _open_to_all(self.data)
-        return Path("/var/tmp") / self._name if closed else self.data  # noqa: S108 - propriétaire vérifié
+        for home in (self.data, self.closed_home):
+            if (home / "postgres" / "PG_VERSION").exists():
+                return home
+        return self.closed_home if self.postgres_user and not _open_to_all(self.data) else self.data
+
+    @property
+    def closed_home(self) -> Path:
+        """Dossier parent des données de PostgreSQL quand celui de la pile lui est fermé."""
+        return Path("/var/tmp") / self._name  # noqa: S108 - propriétaire vérifié
+
+    @property
+    def postgres_private(self) -> Path:
+        """Dossier fermé où PostgreSQL naît : sa socket et son mot de passe, d'un chemin court."""
+        return Path("/tmp") / f"{self._name}-pg"  # noqa: S108 - propriétaire vérifié
 
     @cached_property
     def postgres_bin(self) -> Path:
@@ -295,7 +331,7 @@ class Stack:
             self.data / "connect.properties",
             (CONFIG / "connect.properties").read_text(encoding="utf-8"),
             {
-                "bootstrap.servers": ",".join(f"localhost:{self.ports[name]}" for name in KAFKA_NODES),
+                "bootstrap.servers": self.brokers,
                 "listeners": f"http://127.0.0.1:{self.ports['connect']}",
                 "rest.advertised.host.name": "localhost",
                 "plugin.path": connect_plugins,
@@ -304,6 +340,12 @@ class Stack:
 
     def _service(self, name: str, command: list[str], **options: Any) -> Service:
         return Service(name, command, self.ports[name], PORT_VARIABLES[name], **options)
+
+
+def server_environment() -> dict[str, str]:
+    """L'environnement d'un serveur : le nôtre, sans ce qui le réglerait à notre place, et en UTF-8."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return own | ({"LC_ALL": "C.UTF-8"} if sys.platform == "linux" else {})
 
 
 def _account_name(uid: int) -> str:
@@ -315,7 +357,7 @@ def _account_name(uid: int) -> str:
 
 def _port(variable: str) -> int:
     value = setting(variable)
-    if not value.isdigit() or not 0 < int(value) < 65536 - CONTROLLER_OFFSET:
+    if not value.isdecimal() or not 0 < int(value) < 65536 - CONTROLLER_OFFSET:
         raise PipelineError(f"{variable}={value} n'est pas un port (1 à {65535 - CONTROLLER_OFFSET}).")
     return int(value)
 

@@ -22,13 +22,10 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from commun.errors import PipelineError
-from services.stack import Service, Stack
+from services.stack import Service, Stack, server_environment
 
 STOP_SECONDS = 30  # plus que le plus patient des services
 ALIVE = ("STARTING", "RUNNING", "STOPPING")
-# Variables qui régleraient un serveur à la place de sa configuration : celles des clients, et celles des outils
-# de Kafka et de Java d'une autre installation.
-FOREIGN = ("PG", "KAFKA_", "MONGO", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH", "FLINK_", "SUPERVISOR_")
 
 
 class State(NamedTuple):
@@ -94,12 +91,14 @@ class Supervisor:
             self.socket.unlink(missing_ok=True)
             started = subprocess.run(
                 [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(self.config)],
-                cwd=self.stack.data, capture_output=True, text=True, check=False, env=_environment(),
+                cwd=self.stack.data, capture_output=True, text=True, check=False, env=server_environment(),
             )  # fmt: skip
             if started.returncode:
                 raise PipelineError(f"supervisord ne démarre pas :\n{started.stderr.strip()}")
             self._wait_alive()
         wanted = [name for name, state in self.states().items() if name in names and not state.alive]
+        if "postgres" in wanted:  # le chef a pu mourir seul, en laissant une requête qui tient encore les données
+            _end(self._postgres_left())
         self.stack.remember_ports(wanted)
         for name in wanted:
             with suppress(xmlrpc.client.Fault):  # il attendait un nouvel essai : il ne l'attend plus
@@ -113,9 +112,10 @@ class Supervisor:
         """Arrête un service proprement, et attend qu'il n'en reste aucun processus."""
         tree = self.tree(name)
         _signal(tree, signal.SIGCONT)  # gelé, il n'entendrait pas qu'on l'arrête
-        with suppress(xmlrpc.client.Fault):  # il ne tourne pas
-            self._rpc("stopProcess", name, True)
-        _end(tree)
+        if self.alive():
+            with suppress(xmlrpc.client.Fault):  # il ne tourne pas
+                self._rpc("stopProcess", name, True)
+        _end([*tree, *(self._postgres_left() if name == "postgres" else [])])
 
     def kill(self, name: str) -> int:
         """Tue un service et tous ses processus (SIGKILL), sans leur laisser une chance ; renvoie son pid."""
@@ -160,20 +160,29 @@ class Supervisor:
 
     def orphans(self) -> list[psutil.Process]:
         """Processus de cette pile, reconnus à leur ligne de commande ; ceux de PostgreSQL, à leur dossier."""
-        data, postgres = self.stack.data, self.stack.postgres_data
+        data = self.stack.data
         pairs = {
             ("-c", str(self.config)),
-            ("-D", str(postgres)),
             *(("--dbpath", str(path)) for path in data.glob("mongodb-*")),
             *(("--storage-path", str(path)) for path in data.glob("mongodb-*")),
         }
         found = []
-        for process in psutil.process_iter(["name", "cmdline", "cwd"]):
+        for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            known = f"-Dpipeline={data}" in words or not pairs.isdisjoint(itertools.pairwise(words))
-            if known or (process.info["name"] == "postgres" and process.info["cwd"] == str(postgres)):
+            if f"-Dpipeline={data}" in words or not pairs.isdisjoint(itertools.pairwise(words)):
                 found.append(process)
-        return found
+        return [*found, *self._postgres_left()]
+
+    def _postgres_left(self) -> list[psutil.Process]:
+        """Les processus de PostgreSQL de cette pile : son chef, même en train de naître, et ceux qu'il a laissés."""
+        homes = {str(home / name) for home in (self.stack.data, self.stack.closed_home)
+                 for name in ("postgres", "postgres.tmp")}  # fmt: skip
+        return [
+            process
+            for process in psutil.process_iter(["name", "cmdline", "cwd"])
+            if process.info["name"] == "postgres"
+            and (process.info["cwd"] in homes or not homes.isdisjoint(process.info["cmdline"] or ()))
+        ]
 
     def tree(self, name: str) -> list[psutil.Process]:
         """Le processus d'un service, puis ses descendants ; vide s'il ne tourne pas."""
@@ -181,8 +190,9 @@ class Supervisor:
         return _family(state.pid) if state and state.alive else []
 
     def _running_tree(self, name: str) -> list[psutil.Process]:
-        tree = self.tree(name)
-        if not tree:
+        if not self.alive():
+            raise PipelineError("Aucun superviseur ne répond : « make services » démarre la pile, ou la reprend.")
+        if not (tree := self.tree(name)):
             raise PipelineError(f"{name} ne tourne pas : « python -m services restart {name} » le démarre.")
         return tree
 
@@ -205,7 +215,7 @@ class Supervisor:
         for service in services:
             path = self.scripts / f"{service.name}.sh"
             lines = [
-                f"# {service.name}, tel que « python -m services » le lance depuis {self.stack.data}.",
+                f"# {service.name}, tel que « python -m services » le lance depuis le dossier des données.",
                 *(f"export {name}={shlex.quote(value)}" for name, value in service.environment.items()),
                 f"exec {shlex.join(service.command)}",
             ]
@@ -270,7 +280,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def _signal(processes: Iterable[psutil.Process], number: int) -> None:
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.send_signal(number)
 
 
@@ -281,9 +291,3 @@ def _end(processes: list[psutil.Process]) -> None:
         _signal(left, signal.SIGCONT)
         _signal(left, number)
         _, left = psutil.wait_procs(left, timeout=seconds)
-
-
-def _environment() -> dict[str, str]:
-    """L'environnement des services : le nôtre, sans ce qui les réglerait à notre place, et en UTF-8."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return own | ({"LC_ALL": "C.UTF-8"} if sys.platform == "linux" else {})

@@ -37,7 +37,7 @@ REQUIRED = (
 
 def data_folder(environ: Mapping[str, str]) -> Path:
     """Dossier des serveurs sans Docker."""
-    return Path(environ.get("SERVICES_DATA") or ROOT / ".data").resolve()
+    return (ROOT / (environ.get("SERVICES_DATA") or ".data")).resolve()
 
 
 def read_env(path: Path = ENV) -> dict[str, str]:

@@ -107,10 +107,11 @@ def folders() -> list[Finding]:
     """Données des serveurs et fichiers exportés."""
     if os.name == "nt":
         return []
-    data, exports = data_folder(os.environ), Path(os.environ.get("EXPORT_DIR") or ROOT / "exercice3" / "exports")
+    data = data_folder(os.environ)
+    exports = ROOT / "exercice3" / (os.environ.get("EXPORT_DIR") or data / "exports")
     return [
         judge_folder("données des serveurs", "SERVICES_DATA", folder_facts(data)),
-        judge_folder("fichiers exportés", "EXPORT_DIR", folder_facts((ROOT / "exercice3" / exports).absolute())),
+        judge_folder("fichiers exportés", "EXPORT_DIR", folder_facts(exports.absolute())),
         *judge_path(data),
     ]
 

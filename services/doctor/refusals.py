@@ -32,8 +32,9 @@ def changed(variables: Sequence[str], environ: Mapping[str, str]) -> str:
             f"« unset {' '.join(exported)} » : ce qui est exporté l'emporte sur .env, mais le compte, lui, date du "
             "premier démarrage."
         )
+    names = [name.replace("PG", "PIPELINE_") for name in variables]  # leurs noms dans .env
     return (
-        f"Remettez dans .env {' et '.join(variables)} du premier démarrage, ou repartez de zéro, données comprises "
+        f"Remettez dans .env {' et '.join(names)} du premier démarrage, ou repartez de zéro, données comprises "
         "(« make reset » ou « docker-compose down -v »)."
     )
 

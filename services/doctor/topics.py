@@ -158,7 +158,7 @@ def judge_groups(idle: Sequence[str], minutes: int | None) -> list[Finding]:
     names = ", ".join(idle)
     if minutes is None:
         return [unknown("groupes", f"sans membre : {names} ; le broker ne dit pas quand il en oublie les positions")]
-    delay = f"{minutes / DAY_MINUTES:.3g} jours" if minutes >= 2 * DAY_MINUTES else f"{minutes} minutes"
+    delay = f"{minutes / DAY_MINUTES:.0f} jours" if minutes >= 2 * DAY_MINUTES else f"{minutes} minutes"
     if minutes >= 365 * DAY_MINUTES:
         return [ok("groupes", f"sans membre : {names} ; leurs positions restent {delay}")]
     return [

@@ -55,9 +55,6 @@ ELSEWHERE = {
     "COMPOSE_FILE": "docker-compose lit ce fichier au lieu de docker-compose.yml",
     "COMPOSE_PROJECT_NAME": "docker-compose range les conteneurs sous ce nom : un autre nom, ce sont d'autres données",
     "DOCKER_HOST": "Docker démarre les serveurs sur cette machine-là : sur localhost, rien ne répondra",
-    "JAVA_TOOL_OPTIONS": "chaque serveur Java (Kafka, Connect, Flink) sans Docker reçoit ces options en plus",
-    "JDK_JAVA_OPTIONS": "chaque serveur Java (Kafka, Connect, Flink) sans Docker reçoit ces options en plus",
-    "_JAVA_OPTIONS": "chaque serveur Java (Kafka, Connect, Flink) sans Docker reçoit ces options, après les siennes",
 }
 OTHER_TOPIC = re.compile(r"(?:CSV|TRANSACTIONS|VENTES)_(?:TOPIC|VALIDEES|FENETRES|ALERTES|FENETRES_FLINK)$")
 OTHER_GROUP = re.compile(r"(?:CSV|TRANSACTIONS|TRANSACTIONS_MONITOR|VENTES)_GROUP$")

@@ -24,13 +24,16 @@ def ok(*arguments: str) -> str:
 
 def test_mongodb_killed_while_consuming(lab: Lab) -> None:
     """MongoDB tué : le consommateur attend, le dit une fois, garde sa place dans le groupe et ne perd rien."""
-    producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "500")
     consumer = lab.start("consumer", env={"KAFKA_MAX_POLL_INTERVAL_MS": "6000", "KAFKA_SESSION_TIMEOUT_MS": "6000"})
-    wait_until(lambda: len(lab.in_mongo()) > 200, 60, lambda: consumer.text)
+    lab.produce(300)
+    wait_until(lambda: len(lab.in_mongo()) == 300, 60, lambda: consumer.text)
     ok("kill", "mongodb")
-    consumer.wait_for("MongoDB ne répond plus")
-    time.sleep(7)  # plus long que max.poll.interval.ms : sans « poll », le groupe l'exclurait
-    ok("restart", "mongodb")
+    try:
+        producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "1000")
+        consumer.wait_for("MongoDB ne répond plus")
+        time.sleep(7)  # plus long que max.poll.interval.ms : sans « poll », le groupe l'exclurait
+    finally:
+        ok("restart", "mongodb")
     consumer.wait_for("MongoDB répond de nouveau")
     wait_until(lambda: len(lab.in_mongo()) == 3000, 60, lambda: consumer.text)
     assert producer.process.wait(60) == 0

@@ -48,7 +48,17 @@ def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) 
     assert "password" in settings.postgres_dsn()
     monkeypatch.setenv("PGHOST", "127.0.0.1")  # la même machine
     assert "password" in settings.postgres_dsn()
+    monkeypatch.setenv("PGPORT", setting("PORT_POSTGRES"))
     assert settings.elsewhere() == []
+    monkeypatch.setenv("KAFKA_METADATA_BROKER_LIST", "ailleurs:9092")  # l'autre nom de bootstrap.servers
+    assert settings.elsewhere() == ["KAFKA_METADATA_BROKER_LIST"]
+    with pytest.raises(PipelineError, match="KAFKA_BOOTSTRAP_SERVERS"):
+        client_config({})
+    monkeypatch.delenv("KAFKA_METADATA_BROKER_LIST")
+    monkeypatch.setenv("PGSERVICE", "")
+    with pytest.raises(PipelineError, match="PGSERVICE est posée, mais vide"):
+        settings.postgres_dsn()
+    monkeypatch.delenv("PGSERVICE")
     monkeypatch.setenv("PGHOST", "ailleurs.example")
     assert "password" not in settings.postgres_dsn()
     monkeypatch.setenv("PGPASSWORD", "secret")

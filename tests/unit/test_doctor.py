@@ -233,7 +233,7 @@ def test_cluster_id(tmp_path: Path) -> None:
     ("VENTES_TOPIC", "autre", WARNING, "ce topic-là"),
     ("TRANSACTIONS_MONITOR_GROUP", "autre", WARNING, "ce groupe-là"),
     ("SERVICES_DATA", "/ailleurs", WARNING, "une autre pile"),
-    ("JAVA_TOOL_OPTIONS", "-Dx", WARNING, "serveur Java"),
+    ("JAVA_TOOL_OPTIONS", "-Dx", OK, "aucune"),  # nos serveurs ne la reçoivent pas
     ("DOCKER_HOST", "ssh://ailleurs", WARNING, "sur localhost, rien ne répondra"),
     ("DOCKER_HOST", "unix:///run/user/1000/docker.sock", OK, "aucune"),
     ("HOME", "/root", OK, "aucune"),

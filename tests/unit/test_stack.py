@@ -17,7 +17,7 @@ from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, install
 from services.__main__ import alone, duration
-from services.stack import SOCKET_BYTES, WITNESS, Stack
+from services.stack import SOCKET_BYTES, WITNESS, Service, Stack, server_environment
 from services.supervise import State, Supervisor, _state
 
 
@@ -34,16 +34,21 @@ def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+THEIRS = ("exports/mes notes.txt", "exports/ventes_2024_maman.csv", "ventes_2024.csv", "these.tex")
+
+
 @pytest.fixture
 def old_stack(tmp_path: Path) -> Path:
     """Le dossier d'une pile arrêtée, où quelqu'un a rangé autre chose."""
     data = tmp_path / "pile"
     ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "ports.json",
-            "exports/ventes_000001_abc.csv", "exports/ventes_000001_abc.json", "exports/ventes_data.csv",
-            "exports/.ventes_000002_abc.csv.12345678.tmp")  # fmt: skip
-    for name in (*ours, "exports/mes notes.txt", "ventes_2024.csv", "these.tex"):
+            "exports/ventes_000001_0123abcd.csv", "exports/ventes_000001_0123abcd.json", "exports/ventes_data.csv",
+            "exports/.ventes_000002_0123abcd.csv.12345678.tmp", "hs_err_pid42.log",
+            ".postgres.efface/PG_VERSION")  # fmt: skip
+    for name in (*ours, *THEIRS):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text("x")
+    (data / "exercice1").symlink_to(tmp_path / "projet déplacé")  # Connect y lisait les fichiers CSV
     return data
 
 
@@ -51,14 +56,15 @@ def test_reset_removes_what_the_stack_wrote_and_says_so(old_stack: Path, tmp_pat
     """Les données et les ventes exportées partent ; le reste demeure et se nomme ; EXPORT_DIR n'est pas touché."""
     elsewhere = tmp_path / "ailleurs"
     elsewhere.mkdir()
-    (elsewhere / "ventes_000001_abc.csv").write_text("x")
+    (elsewhere / "ventes_000001_0123abcd.csv").write_text("x")
     done = run("reset", "--oui", data=old_stack, EXPORT_DIR=str(elsewhere))
     assert done.returncode == 0, done.stderr
-    assert everything(old_stack) == {"exports/mes notes.txt", "ventes_2024.csv", "these.tex"}
+    assert everything(old_stack) == {*THEIRS, WITNESS}
+    assert not os.path.lexists(old_stack / "exercice1")
     assert f"Effacé : les données des serveurs de {old_stack}, et 4 fichiers de ventes exportées." in done.stderr
-    assert "Laissé : exports, these.tex, ventes_2024.csv" in done.stderr
+    assert "car ce n'est pas à la pile : exports, these.tex, ventes_2024.csv." in done.stderr
     assert f"EXPORT_DIR={elsewhere}" in done.stderr
-    assert everything(elsewhere) == {"ventes_000001_abc.csv"}
+    assert everything(elsewhere) == {"ventes_000001_0123abcd.csv"}
 
 
 def test_reset_removes_the_folder_when_nothing_else_is_there(tmp_path: Path) -> None:
@@ -71,13 +77,64 @@ def test_reset_removes_the_folder_when_nothing_else_is_there(tmp_path: Path) -> 
 
 def test_reset_refuses_a_folder_that_is_not_a_stack(tmp_path: Path) -> None:
     """Un dossier sans témoin, même nommé par SERVICES_DATA, même avec des noms comme les nôtres."""
-    for name in ("these.tex", "logs/mesures.log", "postgres/notes.txt"):
+    names = ("these.tex", "logs/mesures.log", "postgres/notes.txt", "exports/ventes_2024_maman.csv")
+    for name in (*names, "exports/ventes_000001_0123abcd.csv", "supervisord.conf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("trois ans de travail")
+        (tmp_path / name).write_text("[supervisord] trois ans de travail")
     before = everything(tmp_path)
     done = run("reset", "--oui", data=tmp_path)
     assert (done.returncode, everything(tmp_path)) == (1, before)
     assert "n'est pas le dossier d'une pile : rien n'est effacé" in done.stderr
+
+
+def test_reset_stays_out_of_a_linked_folder(old_stack: Path, tmp_path: Path) -> None:
+    """« exports » est un lien vers les documents de quelqu'un : ils restent."""
+    shutil.rmtree(old_stack / "exports")
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "ventes_000001_0123abcd.csv").touch()
+    (old_stack / "exports").symlink_to(documents)
+    assert run("reset", "--oui", data=old_stack).returncode == 0
+    assert everything(documents) == {"ventes_000001_0123abcd.csv"}
+
+
+def test_a_stack_comes_back_where_reset_left_something(old_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ce que « reset » a laissé n'empêche pas la pile de revenir ; un second « reset » n'a rien à dire."""
+    for _ in range(2):
+        assert run("reset", "--oui", data=old_stack).returncode == 0
+    monkeypatch.setenv("SERVICES_DATA", str(old_stack))
+    Stack().adopt()
+    done = run("reset", "--oui", data=old_stack.with_name("jamais"))
+    assert (done.returncode, "Rien à effacer" in done.stderr) == (0, True)
+
+
+def test_reset_stops_the_servers_first(old_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Les serveurs sont arrêtés avant qu'un seul de leurs fichiers ne parte."""
+    monkeypatch.setenv("SERVICES_DATA", str(old_stack))
+    seen: list[bool] = []
+    monkeypatch.setattr(services_main, "down", lambda stack: seen.append((stack.data / "kafka1").exists()))
+    services_main.reset(Stack(), sure=True)
+    assert seen == [True]
+
+
+def test_only_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deux commandes sur une pile : la seconde attend la fin de la première."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    inside, order = threading.Event(), list[str]()
+
+    def second() -> None:
+        inside.wait(5)
+        with alone(Stack(), create=True):
+            order.append("seconde")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with alone(Stack(), create=True):
+        inside.set()
+        time.sleep(0.3)
+        order.append("première")
+    thread.join(5)
+    assert order == ["première", "seconde"]
 
 
 def test_reset_wants_a_yes(old_stack: Path) -> None:
@@ -132,6 +189,69 @@ def test_a_command_that_waited_for_a_reset_starts_anew(tmp_path: Path, monkeypat
     assert done.is_set()
 
 
+def test_a_data_folder_is_named_from_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVICES_DATA relatif : le même dossier, de quelque exercice qu'on le nomme."""
+    monkeypatch.setenv("SERVICES_DATA", ".data-b")
+    monkeypatch.chdir(ROOT / "exercice3")
+    assert settings.export_dir() == ROOT / ".data-b" / "exports" == Stack().exports
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="un dossier fermé aux autres comptes demande root")
+def test_postgres_stays_where_it_was_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Des droits qui changent au-dessus du dossier ne remplacent pas une base par une base vide."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    (tmp_path / "pile" / "postgres").mkdir(parents=True)
+    tmp_path.chmod(0o700)
+    assert Stack().postgres_home == Stack().closed_home
+    (tmp_path / "pile" / "postgres" / "PG_VERSION").touch()
+    assert Stack().postgres_home == tmp_path / "pile"
+
+
+def test_a_file_is_not_a_stack(tmp_path: Path) -> None:
+    """SERVICES_DATA qui nomme un fichier : une phrase."""
+    (tmp_path / "fichier").touch()
+    done = run("status", data=tmp_path / "fichier")
+    assert (done.returncode, "n'est pas un dossier" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("pid", "kept"), [("1", False), ("4194303", False), ("rien", True)])
+def test_a_lock_of_a_dead_postgres_is_forgotten(tmp_path: Path, pid: str, *, kept: bool) -> None:
+    """Le verrou d'un PostgreSQL mort, dont un autre programme a pris le numéro, ne bloque pas la pile."""
+    lock = tmp_path / "postmaster.pid"
+    lock.write_text(f"{pid}\n/données\n")
+    install._forget_dead_postmaster(lock)
+    assert lock.exists() is kept
+
+
+def test_no_foreign_option_reaches_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ni les variables des clients, ni celles d'un autre Java, ne passent aux serveurs."""
+    foreign = (
+        "PGSERVICE",
+        "KAFKA_OPTS",
+        "MONGO_URI",
+        "JAVA_TOOL_OPTIONS",
+        "_JAVA_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "CLASSPATH",
+    )
+    for name in foreign:
+        monkeypatch.setenv(name, "x")
+    assert server_environment().keys().isdisjoint(foreign)
+
+
+def test_two_services_never_share_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deux ports égaux, ou le port interne d'un broker : dit avant de rien démarrer."""
+    health.refuse_shared_ports([Service("mongodb", [], 1, "PORT_MONGO"), Service("postgres", [], 2, "PORT_POSTGRES")])
+    for port in (9092, 10092):
+        with pytest.raises(PipelineError, match=rf"{port} .* kafka1 .PORT_KAFKA1. et de postgres .PORT_POSTGRES."):
+            health.refuse_shared_ports(
+                [Service("kafka1", [], 9092, "PORT_KAFKA1"), Service("postgres", [], port, "PORT_POSTGRES")]
+            )
+    monkeypatch.setenv("PORT_MONGO", "²")
+    with pytest.raises(PipelineError, match="n'est pas un port"):
+        Stack()
+
+
 def test_two_stacks_do_not_share_their_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Les exports par défaut sont ceux de la pile ; EXPORT_DIR l'emporte."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path))
@@ -153,11 +273,13 @@ def test_up_refuses_a_folder_full_of_other_things(tmp_path: Path) -> None:
 
 def test_a_folder_is_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absent, vide, avec des exports, ou laissé par une version d'avant le témoin : c'est notre dossier."""
-    for number, names in enumerate(([], ["exports/ventes_000001_abc.csv"], ["supervisord.conf", "kafka1.properties"])):
+    for number, names in enumerate(
+        ([], ["exports/ventes_000001_0123abcd.csv"], ["supervisord.conf", "kafka1.properties"])
+    ):
         data = tmp_path / str(number)
         for name in names:
             (data / name).parent.mkdir(parents=True, exist_ok=True)
-            (data / name).touch()
+            (data / name).write_text("[program:kafka1]")
         monkeypatch.setenv("SERVICES_DATA", str(data))
         Stack().adopt()
         assert Stack().is_ours()
@@ -256,16 +378,17 @@ def test_exports_of_the_former_place_follow_their_stack(tmp_path: Path, monkeypa
     monkeypatch.setattr(install, "ROOT", tmp_path)
     old = tmp_path / "exercice3" / "exports"
     old.mkdir(parents=True)
-    (old / "ventes_000001_abc.csv").touch()
+    (old / "ventes_000001_0123abcd.csv").touch()
+    (old / "notes.csv").touch()
     said: list[str] = []
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "autre"))
-    install._move_old_exports(Stack(), said.append)
+    install.move_old_exports(Stack(), said.append)
     assert old.exists()
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / ".data"))
-    (tmp_path / ".data").mkdir()
+    (tmp_path / ".data" / "exports").mkdir(parents=True)  # un script de la version d'aujourd'hui est passé avant
     for _ in range(2):
-        install._move_old_exports(Stack(), said.append)
-    assert everything(tmp_path) == {".data/exports/ventes_000001_abc.csv"}
+        install.move_old_exports(Stack(), said.append)
+    assert everything(tmp_path) == {".data/exports/ventes_000001_0123abcd.csv", "exercice3/exports/notes.csv"}
     assert len(said) == 1
 
 
