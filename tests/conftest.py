@@ -1,7 +1,7 @@
 """La pile des tests : de vrais serveurs, sur des ports et dans un dossier à part.
 
 Elle ne touche jamais à une pile déjà en marche (« make services » ou docker-compose).
-« make test » répartit les fichiers de tests sur deux ou trois processus : chacun a la sienne.
+« make test » répartit les fichiers de tests sur deux processus : chacun a la sienne.
 """
 
 import os
@@ -47,11 +47,6 @@ pytest_plugins = ["tests.lab"]
 # Sur une machine lente, une propriété lente n'est pas une propriété fausse.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Processus de « make test » : une pile pèse deux Go, et attend plus qu'elle ne calcule."""
-    return 3 if psutil.virtual_memory().total > 12e9 else 2
 
 
 def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:

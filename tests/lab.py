@@ -70,7 +70,12 @@ class Running:
         """Envoie un signal et attend la fin ; renvoie le code de sortie."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(timeout)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # il ne doit pas gêner les essais suivants
+            self.process.wait()
+            raise AssertionError(f"sourd au signal {number} pendant {timeout} s : {self.text}") from None
         for thread in self._threads:
             thread.join(10)
         return code
