@@ -148,6 +148,8 @@ class Supervisor:
         if self.alive():
             tree = _family(int(self._rpc("getPID")))
             _signal(tree, signal.SIGCONT)
+            if self.is_alive("connect"):  # lui d'abord : il quitte son groupe, où le suivant l'attendrait dix secondes
+                self._rpc("stopProcess", "connect", True)
             self._rpc("stopAllProcesses", True)
             self._rpc("shutdown")
             psutil.wait_procs(tree, timeout=5)
