@@ -80,6 +80,8 @@ def judge_env(text: str | None) -> list[Finding]:
             "que docker-compose et les scripts ne lisent pas de même",
             "Choisissez une valeur sans eux.",
         )
+    if "\ufffd" in text:
+        notes.problem("n'est pas en UTF-8 : aucun script ne le lirait", "Enregistrez .env en UTF-8.")
     if "\r\n" in text:
         notes.warning(
             "les lignes de .env finissent à la manière de Windows (CRLF)", "Enregistrez-le avec des fins de ligne LF."

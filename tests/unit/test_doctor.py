@@ -192,6 +192,7 @@ def test_env_file() -> None:
     text = env_file.ENV.read_text(encoding="utf-8")
     assert the(env_file.judge_env(text)).state == OK
     assert the(env_file.judge_env(None)).state == PROBLEM
+    assert "UTF-8" in the(env_file.judge_env(text + "# d\ufffdj\ufffd")).message
     lacking = the(env_file.judge_env(text.replace("PIPELINE_USER=pipeline", "PIPELINE_USER=")))
     assert (lacking.state, "PIPELINE_USER" in lacking.message) == (PROBLEM, True)
     assert states(env_file.judge_env(text.replace("\n", "\r\n"))) == [WARNING]

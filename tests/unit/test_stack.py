@@ -207,6 +207,22 @@ def test_postgres_stays_where_it_was_created(tmp_path: Path, monkeypatch: pytest
     assert Stack().postgres_home == tmp_path / "pile"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="donner un dossier à un autre compte demande root")
+def test_another_account_s_folder_of_our_name_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un dossier de /var/tmp à notre nom mais à un autre : « reset » n'y touche pas, « up » le refuse."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    monkeypatch.setattr(Stack, "closed_home", tmp_path / "var")
+    stack = Stack()
+    stack.adopt()
+    stack.closed_home.mkdir()
+    assert stack.closed_home in stack.own_paths
+    os.chown(stack.closed_home, 65534, 65534)
+    assert stack.closed_home not in stack.own_paths
+    monkeypatch.setattr(Stack, "postgres_home", tmp_path / "var")
+    with pytest.raises(PipelineError, match="appartient à un autre compte"):
+        install.install(stack, print)
+
+
 def test_a_file_is_not_a_stack(tmp_path: Path) -> None:
     """SERVICES_DATA qui nomme un fichier : une phrase."""
     (tmp_path / "fichier").touch()
