@@ -24,7 +24,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from commun.errors import PipelineError
 from services.stack import Service, Stack, server_environment
 
-STOP_SECONDS = 30  # plus que le plus patient des services
+STOP_SECONDS = 12  # comme Service.stop_seconds : le dernier broker attend un contrôleur qui n'est plus là
 ALIVE = ("STARTING", "RUNNING", "STOPPING")
 
 
@@ -119,15 +119,15 @@ class Supervisor:
 
     def kill(self, name: str) -> int:
         """Tue un service et tous ses processus (SIGKILL), sans leur laisser une chance ; renvoie son pid."""
-        tree = self._running_tree(name)
-        _signal(tree[:1], signal.SIGSTOP)  # gelé, le premier ne crée plus personne
+        first, *_ = self._running_tree(name)
+        _signal([first], signal.SIGSTOP)  # gelé, le premier ne crée plus personne
         tree = self.tree(name)
         _signal(tree, signal.SIGKILL)
         psutil.wait_procs(tree, timeout=10)
         deadline = time.monotonic() + 10
         while self.is_alive(name) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return tree[0].pid
+        return first.pid
 
     def pause(self, name: str) -> int:
         """Gèle un service et tous ses processus (SIGSTOP) ; renvoie son pid."""
@@ -149,7 +149,8 @@ class Supervisor:
             tree = _family(int(self._rpc("getPID")))
             _signal(tree, signal.SIGCONT)
             if self.is_alive("connect"):  # lui d'abord : il quitte son groupe, où le suivant l'attendrait dix secondes
-                self._rpc("stopProcess", "connect", True)
+                with suppress(xmlrpc.client.Fault):  # il vient de mourir
+                    self._rpc("stopProcess", "connect", True)
             self._rpc("stopAllProcesses", True)
             self._rpc("shutdown")
             psutil.wait_procs(tree, timeout=5)
