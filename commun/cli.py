@@ -159,6 +159,14 @@ def _failed(sentence: str) -> int:
     return 1
 
 
+def duration(seconds: float) -> str:
+    """Une durée, lisible : 45 s, 12 min, 3 h 05, 2 j."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours >= 48:
+        return f"{hours // 24} j"
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60:02d}"
+
+
 def french_number(value: float | int, decimals: int = 0) -> str:
     """Nombre à la française : ``french_number(12345.6, 2)`` donne ``12 345,60``."""
     return f"{value:,.{decimals}f}".replace(",", " ").replace(".", ",")

@@ -19,7 +19,7 @@ Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 
 import sys
 
-from commun.cli import Parser, run
+from commun.cli import Parser, duration, run
 from services.doctor.__main__ import main as doctor
 
 # Avant les autres imports : « doctor » marche sans les paquets des serveurs, et sous Windows.
@@ -68,6 +68,7 @@ def up(stack: Stack) -> None:
         say("Tout tourne déjà, et répond.")
         return
     refuse_taken_ports(stack, supervisor, NAMES)
+    stack.refuse_incomplete()
     install.install(stack, say)
     say(f"Démarrage de {', '.join(NAMES)}…")
     supervisor.start(every_service(stack), NAMES)
@@ -208,14 +209,6 @@ def describe(state: State | None, answers: Check) -> str:
         return ANSWERS if answers() else "tourne mais ne répond pas"
     except PipelineError as error:
         return f"tourne mais refuse : {error}"
-
-
-def duration(seconds: int) -> str:
-    """Une durée, lisible : 45 s, 12 min, 3 h 05, 2 j."""
-    minutes, hours = seconds // 60, seconds // 3600
-    if hours >= 48:
-        return f"{hours // 24} j"
-    return f"{seconds} s" if minutes < 2 else f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60:02d}"
 
 
 def logs(stack: Stack, name: str) -> None:

@@ -54,6 +54,13 @@ PORT_VARIABLES = {
     JOBMANAGER: "PORT_FLINK",
 }
 
+# Ce que .env doit dire des comptes (voir ``Stack.account``).
+ACCOUNTS = (
+    "CLUSTER_ID", "MONGO_ADMIN_USER", "MONGO_ADMIN_PASSWORD", "MONGO_USER", "MONGO_PASSWORD", "MONGO_DATABASE",
+    "MONGO_ROLES", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS", "PIPELINE_DATABASE", "PIPELINE_USER",
+    "PIPELINE_PASSWORD", "TABLEAU_PASSWORD",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Service:
@@ -96,6 +103,11 @@ class Stack:
         if value := defaults().get(name):
             return value
         raise PipelineError(f"La variable {name} n'a pas de valeur dans {ROOT / '.env'}.")
+
+    def refuse_incomplete(self) -> None:
+        """Lève PipelineError si un compte manque dans .env : mieux vaut le dire avant d'en avoir créé la moitié."""
+        for name in ACCOUNTS:
+            self.account(name)
 
     # --- À qui est ce dossier, et que peut-on y effacer ? ---
 

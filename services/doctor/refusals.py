@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from commun.cli import duration
 from commun.errors import START_HINT
-from services.doctor.report import AHEAD_SECONDS, WARNING, Finding, duration
+from services.doctor.report import AHEAD_SECONDS, WARNING, Finding
 
 START = f"{START_HINT[0].upper()}{START_HINT[1:]}."
 

@@ -12,8 +12,6 @@ OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
 WORDS = {OK: "ok", WARNING: "attention", PROBLEM: "problème", UNKNOWN: "inconnu"}
 COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
 CHECK_SECONDS = 5.0  # au-delà, un contrôle est dit « inconnu » : on ne l'attend plus
-
-
 AHEAD_SECONDS = 30.0  # écart de deux horloges au-delà duquel ce n'est plus le hasard
 
 
@@ -28,17 +26,6 @@ class Finding:
 
 
 Check = Callable[[], Iterable[Finding]]
-
-
-def duration(seconds: float) -> str:
-    """« 45 s », « 12 min » ou « 3 h »."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.0f} h"
-    )
 
 
 def ok(check: str, message: str) -> Finding:

@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource, ConfigSource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
 
+from commun.cli import duration
 from services.doctor.env_file import ROOT
 from services.doctor.kafka import ADMIN_SECONDS, Cluster, Topic, admin, asking, local
 from services.doctor.report import (
@@ -19,7 +20,6 @@ from services.doctor.report import (
     Check,
     Finding,
     Notes,
-    duration,
     ok,
     unknown,
     warning,

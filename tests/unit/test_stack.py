@@ -3,12 +3,15 @@
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from commun import settings
@@ -16,8 +19,9 @@ from commun.errors import PipelineError
 from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, install
-from services.__main__ import alone, duration
-from services.stack import SOCKET_BYTES, WITNESS, Service, Stack, server_environment
+from services import stack as stack_module
+from services.__main__ import alone
+from services.stack import ACCOUNTS, SOCKET_BYTES, WITNESS, Service, Stack, server_environment
 from services.supervise import State, Supervisor, _state
 
 
@@ -408,13 +412,54 @@ def test_exports_of_the_former_place_follow_their_stack(tmp_path: Path, monkeypa
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7500, "2 h 05"), (200_000, "2 j")],
-)
-def test_durations_are_readable(seconds: int, text: str) -> None:
-    """« depuis 1451 s » ne se lit pas."""
-    assert duration(seconds) == text
+@pytest.mark.parametrize("missing", ACCOUNTS)
+def test_up_refuses_an_incomplete_env_before_creating_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Un compte effacé de .env : une phrase qui le nomme, et aucun serveur à moitié créé."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    monkeypatch.setattr(stack_module, "defaults", lambda: settings.defaults() | {missing: ""})
+    monkeypatch.setattr(health, "refuse_taken_ports", lambda _: None)
+    with pytest.raises(PipelineError, match=missing):
+        services_main.up(Stack())
+    assert not (tmp_path / "pile").exists()
+
+
+def test_the_accounts_are_those_of_env() -> None:
+    """Tout ce que .env dit des comptes est exigé."""
+    assert set(ACCOUNTS) == {name for name in settings.defaults() if not name.startswith("PORT_")}
+
+
+def test_kill_reaches_a_process_that_was_being_born(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Le premier est gelé avant que l'on compte ses enfants : il n'en fait plus, et « kill » n'en laisse aucun."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    code = "import subprocess, time\nwhile True: [subprocess.Popen(['sleep', '30']), time.sleep(0.02)]"
+    supervisor = Supervisor(Stack())
+    mother = psutil.Popen([sys.executable, "-c", code], start_new_session=True)
+
+    def tree(_: str) -> list[psutil.Process]:
+        found = [mother, *mother.children(recursive=True)]
+        time.sleep(0.5)  # le temps d'avoir d'autres enfants
+        return found
+
+    monkeypatch.setattr(supervisor, "tree", tree)
+    monkeypatch.setattr(supervisor, "_running_tree", tree)
+    monkeypatch.setattr(supervisor, "is_alive", lambda _: False)
+    try:
+        assert supervisor.kill("postgres") == mother.pid
+        left = [process for process in psutil.process_iter() if process.ppid() != 0 and _session(process) == mother.pid]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(mother.pid, signal.SIGKILL)
+    assert not left
+
+
+def _session(process: psutil.Process) -> int:
+    """Session d'un processus ; 0 s'il n'est plus."""
+    try:
+        return 0 if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return 0
 
 
 def test_the_tests_forget_every_foreign_variable() -> None:
