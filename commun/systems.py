@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -191,30 +192,52 @@ def _replace(draft: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, busy: str, say: Callable[[str], None]) -> Iterator[FileIO]:
     """Un seul programme à la fois dans ce bloc : le second attend. Le verrou d'un programme tué se libère seul.
 
-    ``path`` : un fichier vide, créé au besoin, laissé là ensuite. Windows verrouille un octet (msvcrt), les
-    autres le fichier entier (flock).
+    ``path`` : un fichier, créé au besoin, laissé là ensuite ; celui qui le tient y écrit son numéro. ``busy`` est le
+    début de la phrase qui dit, une fois, qu'on attend. Windows verrouille un octet (msvcrt), que les autres ne
+    peuvent alors plus lire ; les autres systèmes, le fichier entier (flock).
     """
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415 - n'existe que sous Windows
 
             file.seek(0)
+            waiting = False
             while True:
                 try:
                     msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
                     break
                 except OSError:
+                    if not waiting:
+                        say(f"{busy} : on attend sa fin.")
+                    waiting = True
                     time.sleep(RETRY_SECONDS)
         else:
             import fcntl  # noqa: PLC0415 - n'existe pas sous Windows
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(_waiting_sentence(busy, path.read_bytes()))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # disque plein : le verrou tient quand même, sans nom
+                file.truncate(0)
+                file.write(b"%d" % os.getpid())
         try:
-            yield
+            yield file
         finally:  # fermer le fichier rend le verrou de flock ; Windows veut qu'on le rende avant
             if sys.platform == "win32":
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+            else:
+                with contextlib.suppress(OSError):
+                    file.truncate(0)
+
+
+def _waiting_sentence(busy: str, holder: bytes) -> str:
+    if not holder.isdigit():
+        return f"{busy} : on attend sa fin."
+    pid = int(holder)
+    return f"{busy} (pid {pid}) : on attend sa fin. Si Ctrl-Z l'a suspendu, « kill -CONT {pid} » le fait repartir."

@@ -28,7 +28,6 @@ if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import threading
@@ -38,7 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from commun.errors import PipelineError
-from commun.settings import export_dir, exported_files, setting
+from commun.settings import data_folder, export_dir, exported_files, setting
+from commun.systems import locked
 from services import health, install
 from services.flink import Flink
 from services.health import Check
@@ -132,8 +132,9 @@ def refuse_other_ports(stack: Stack, supervisor: Supervisor) -> None:
 
 def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
-    wanted = [service for service in every_service(stack) if service.name in names]
-    health.refuse_shared_ports(wanted)
+    services = every_service(stack)
+    health.refuse_shared_ports(services)  # de Flink aussi, que l'on demandera peut-être plus tard
+    wanted = [service for service in services if service.name in names]
     health.refuse_taken_ports([service for service in wanted if not supervisor.is_alive(service.name)])
 
 
@@ -265,17 +266,19 @@ def reset(stack: Stack, *, sure: bool) -> None:
         say("Rien n'est effacé.")
         return
     down(stack)
+    stack.witness.touch()  # interrompu, ou s'il reste autre chose, la pile pourra revenir dans ce dossier
     for path in (*stack.own_paths, *exported):
         erase(path)
-    with contextlib.suppress(OSError):  # il y reste autre chose, qui n'est pas à nous
-        stack.exports.rmdir()
+    for folder in stack.own_folders:
+        with contextlib.suppress(OSError):  # il n'existe pas, ou il y reste autre chose, qui n'est pas à nous
+            folder.rmdir()
     say(f"Effacé : les données des serveurs de {stack.data}{files}.")
     if left := sorted(path.name for path in stack.data.iterdir() if path != stack.witness):
-        # Le témoin reste avec eux : la pile pourra revenir dans ce dossier.
         say(f"Laissé dans {stack.data}, car ce n'est pas à la pile : {', '.join(left)}.")
-    else:
+    elif not data_folder().is_symlink():  # un lien que l'on a fait ne doit pas mener nulle part
         stack.witness.unlink()
-        stack.data.rmdir()
+        with contextlib.suppress(OSError):  # une autre commande l'a déjà repris
+            stack.data.rmdir()
     if export_dir().resolve() != stack.exports:
         say(f"Laissés : les fichiers de EXPORT_DIR={export_dir()} ; videz ce dossier avant de recommencer.")
 
@@ -304,26 +307,27 @@ def agreed(question: str) -> bool:
 
 @contextlib.contextmanager
 def alone(stack: Stack, *, create: bool) -> Iterator[None]:
-    """Une seule commande à la fois par pile : deux « up » simultanés se suivent.
+    """Une seule commande à la fois par pile : deux « up » simultanés se suivent. Le témoin est leur verrou.
 
     ``create`` : le dossier de la pile est créé au besoin. Sans lui, pas de pile, et rien à protéger.
     """
     while True:
         if create:
             stack.adopt()
-        elif not stack.data.is_dir():
-            yield
-            return
         else:
             stack.refuse_foreign()
-        descriptor = os.open(stack.data, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if stack.data.is_dir() and os.path.samestat(os.fstat(descriptor), stack.data.stat()):
+        if not stack.is_ours():
+            yield
+            return
+        with contextlib.ExitStack() as held:
+            try:
+                file = held.enter_context(locked(stack.witness, "Une autre commande travaille sur cette pile", say))
+                current = os.path.samestat(os.fstat(file.fileno()), stack.witness.stat())
+            except FileNotFoundError:  # un « reset » vient d'effacer ce dossier
+                continue
+            if current:
                 yield
                 return
-        finally:  # sinon, un « reset » vient d'effacer ce dossier
-            os.close(descriptor)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

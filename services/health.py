@@ -71,7 +71,9 @@ def refuse_shared_ports(services: Sequence[Service]) -> None:
             if (other := owners.setdefault(port, service)) is not service:
                 raise PipelineError(
                     f"Le port {port} serait à la fois celui de {other.name} ({other.variable}) et de {service.name} "
-                    f"({service.variable}) : changez l'un des deux ; Kafka et Flink prennent aussi leur port + 1000."
+                    f"({service.variable}) : changez l'un des deux. Kafka prend aussi chaque port + "
+                    f"{CONTROLLER_OFFSET} ; Flink, son port + {CONTROLLER_OFFSET} à + "
+                    f"{CONTROLLER_OFFSET + len(TASKMANAGERS)}."
                 )
 
 

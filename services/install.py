@@ -4,6 +4,7 @@ Chaque étape s'achève par un fichier témoin ou un renommage : interrompue (Ct
 coupure), elle recommence proprement au démarrage suivant.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -34,6 +35,8 @@ with warnings.catch_warnings():
 JARS = Path(__file__).parent / "jars"
 MEGABYTES = {"kafka": 60, "flink": 145}
 PROGRESS_SECONDS = 3.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 Say = Callable[[str], None]
 
 
@@ -81,21 +84,29 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     cache = Path(GlobalSettings.load().repo_cache)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PipelineError(f"Impossible d'écrire dans {cache}, où vont les jars ({error.strerror}).") from error
-    with locked(cache / ".verrou"), ThreadPoolExecutor(8) as pool:
-        try:
+        with locked(cache / ".verrou", "Un autre démarrage installe les jars", say), ThreadPoolExecutor(8) as pool:
             said = time.monotonic()
             for path in pool.map(fetch, wanted):
                 found.append(path)
                 if time.monotonic() - said > PROGRESS_SECONDS:
                     said = time.monotonic()
                     say(f"  {len(found)} sur {len(wanted)}")
-            return found
-        except (OSError, RuntimeError) as error:
-            raise PipelineError(
-                f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
-            ) from error
+        return found
+    except (OSError, RuntimeError) as error:
+        raise PipelineError(_jars_failure(cache, error)) from error
+
+
+def _jars_failure(cache: Path, error: OSError | RuntimeError) -> str:
+    """Pourquoi les jars manquent : le disque d'ici, ou le réseau."""
+    number = getattr(error, "errno", None)
+    if number in FULL:
+        return f"Plus de place sur le disque de {cache}, où vont les jars : libérez-en, puis recommencez."
+    if number not in CLOSED:
+        return f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
+    return (
+        f"Impossible d'écrire dans {cache}, où vont les jars ({error}) : si un autre compte l'a pris, "
+        f"« sudo chown -R $USER {cache} », puis recommencez."
+    )
 
 
 def lock() -> None:
@@ -126,10 +137,7 @@ def install(stack: Stack, say: Say) -> None:
     """Prépare tout ce que les services attendent, dans le dossier que ``Stack.adopt`` a pris."""
     for folder, mode in ((stack.runtime, 0o700), (stack.postgres_home, 0o711)):
         if folder != stack.data:
-            folder.mkdir(mode=mode, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise PipelineError(f"Le dossier {folder} appartient à un autre compte : changez SERVICES_DATA.")
-            folder.chmod(mode)  # umask 077 l'aurait fermé
+            stack.take(folder, mode)
     files = jars(say)
     _prepare_connect(stack, files)
     with ThreadPoolExecutor() as pool:
@@ -141,32 +149,35 @@ def install(stack: Stack, say: Say) -> None:
 
 def _prepare_connect(stack: Stack, files: list[Path]) -> None:
     """Le greffon de Kafka Connect, et le dossier que connector.json nomme, là où Connect travaille."""
-    plugins, exercise = stack.data / "connect-plugins", stack.data / "exercice1"
-    plugins.mkdir(exist_ok=True)
-    for old in plugins.iterdir():
+    stack.take(stack.plugins, 0o755)
+    for old in stack.plugin_links:
         old.unlink()
     for jar in files:
         # Depuis Kafka 3.2, connect-file n'est plus sur le chemin par défaut : il lui faut un dossier de greffons.
-        if jar.name.startswith("connect-file-"):
-            (plugins / jar.name).symlink_to(jar)
-    if exercise.is_symlink():
-        exercise.unlink()
-    if not exercise.exists():
-        exercise.symlink_to(ROOT / "exercice1", target_is_directory=True)
-    stack.write_properties(plugins.name)
+        if jar.name.startswith("connect-file-") and not (stack.plugins / jar.name).exists():
+            (stack.plugins / jar.name).symlink_to(jar)
+    if stack.exercise.is_symlink():
+        stack.exercise.unlink()
+    if not stack.exercise.exists():
+        stack.exercise.symlink_to(ROOT / "exercice1", target_is_directory=True)
+    stack.write_properties(stack.plugins.name)
 
 
 def move_old_exports(stack: Stack, say: Say) -> None:
     """Les fichiers exportés étaient dans exercice3/exports : ils suivent la pile, dont ils dépendent."""
-    if stack.data != (ROOT / ".data").resolve() or not (files := exported_files(ROOT / "exercice3" / "exports")):
+    former = ROOT / "exercice3" / "exports"
+    files = [path for path in exported_files(former) if not os.path.lexists(stack.exports / path.name)]
+    if stack.data != (ROOT / ".data").resolve() or not files:
         return
-    stack.exports.mkdir(exist_ok=True)
-    for path in files:
-        if not (target := stack.exports / path.name).exists():
-            shutil.move(path, target)
+    try:
+        stack.take(stack.exports, 0o755)
+        for path in files:
+            shutil.move(path, stack.exports / path.name)
+    except (OSError, PipelineError) as error:
+        return say(f"Des fichiers exportés restent dans {former} : déplacez-les vous-même. {error}")
     with suppress(OSError):  # il reste autre chose
-        files[0].parent.rmdir()
-    say(f"Les fichiers exportés ont suivi leur pile, de {files[0].parent} à {stack.exports}.")
+        former.rmdir()
+    say(f"Fichiers exportés qui ont suivi leur pile, de {former} à {stack.exports} : {len(files)}.")
 
 
 def classpath(files: list[Path]) -> str:
@@ -197,6 +208,7 @@ def _init_postgres(stack: Stack, say: Say) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     # Le serveur n'écoute encore que sur une socket de ce dossier, que lui seul ouvre.
     private = stack.postgres_private
+    stack.take(private.parent, 0o711)
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(mode=0o700)
     try:
@@ -208,7 +220,7 @@ def _init_postgres(stack: Stack, say: Say) -> None:
                 shutil.chown(path, user)
         _create_postgres(stack, draft, private, password)
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(private.parent, ignore_errors=True)
     draft.rename(stack.postgres_data)
 
 

@@ -12,8 +12,10 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +87,7 @@ class Stack:
     """Une pile : un dossier de données, un jeu de ports, six services ; Flink est dans flink.py."""
 
     def __init__(self) -> None:
-        self.data = data_folder().resolve()
-        try:
-            if self.data.exists() and not self.data.is_dir():
-                raise PipelineError(f"SERVICES_DATA={self.data} n'est pas un dossier.")
-        except PermissionError:
-            raise PipelineError(f"Ce compte n'a pas le droit d'entrer jusqu'à {self.data}.") from None
+        self.data = _real_folder(data_folder())
         self.logs, self.exports = self.data / "logs", self.data / "exports"
         self.witness = self.data / WITNESS
         self.ports = {name: _port(variable) for name, variable in PORT_VARIABLES.items()}
@@ -117,12 +114,40 @@ class Stack:
         return self.data.stat().st_uid if self.data.exists() else os.getuid()
 
     def refuse_foreign(self) -> None:
-        """Lève PipelineError si cette pile est celle d'un autre compte : lui seul peut écrire ses fichiers."""
+        """Lève PipelineError si cette pile, ou la socket de son superviseur, est celle d'un autre compte."""
         if self.owner != os.getuid():
             raise PipelineError(
                 f"La pile de {self.data} est celle du compte « {_account_name(self.owner)} » : "
                 "relancez cette commande sous ce compte, ou choisissez un autre dossier avec SERVICES_DATA."
             )
+        if os.path.lexists(self.runtime):
+            self.refuse_usurped(self.runtime)
+
+    def owns(self, folder: Path) -> bool:
+        """Vrai si ``folder`` est un vrai dossier du compte de cette pile, et non un lien ou celui d'un autre."""
+        try:
+            found = folder.lstat()
+        except OSError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == self.owner
+
+    def refuse_usurped(self, folder: Path) -> None:
+        """Lève PipelineError si autre chose a pris le nom de ``folder`` : dans /tmp, chacun crée ce qu'il veut."""
+        if not self.owns(folder):
+            raise PipelineError(
+                f"{folder} n'est pas un dossier de ce compte : un lien, un fichier ou un autre compte a pris ce nom. "
+                "Rien n'y est touché : retirez-le s'il est à vous, ou choisissez un autre dossier avec SERVICES_DATA."
+            )
+
+    def take(self, folder: Path, mode: int) -> None:
+        """Crée ``folder``, ou le reprend s'il est à nous, avec les droits ``mode``."""
+        try:
+            with suppress(FileExistsError):
+                folder.mkdir()
+            self.refuse_usurped(folder)
+            folder.chmod(mode)  # umask 077 l'aurait fermé
+        except OSError as error:
+            raise PipelineError(f"Impossible d'écrire dans {folder} ({error.strerror}).") from error
 
     def is_ours(self) -> bool:
         """Vrai si le dossier porte notre témoin, ou ce qu'une version d'avant le témoin y laissait."""
@@ -156,18 +181,43 @@ class Stack:
         """Ce que la pile écrit, et rien d'autre : c'est ce que « reset » efface. Les ventes exportées n'y sont pas."""
         names = (
             "mongodb-mongod.ready", "mongodb-secantusdb.ready",  # d'abord : sans lui, des données ne valent plus rien
-            *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")), "connect-plugins", "exercice1",
-            "mongodb-mongod", "mongodb-secantusdb", "postgres", "postgres.tmp", "packages", "packages.tmp",
-            "flink", "flink-compare", "flink-bench", "logs", "run",
+            *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")),
+            "mongodb-mongod", "mongodb-secantusdb", "postgres", "postgres.tmp", self.postgres_private.name,
+            "packages", "packages.tmp", "flink", "flink-compare", "flink-bench", "logs", "run",
             "supervisord.conf", "supervisord.pid", "supervisor.sock", "ports.json",
         )  # fmt: skip
-        inside = [self.data / name for name in names]
-        inside += [path for pattern in ("hs_err_pid*.log", ".*.efface") for path in self.data.glob(pattern)]
-        outside = [
-            path for path in (self.runtime, self.closed_home, self.postgres_private)
-            if path != self.data and os.path.lexists(path) and path.lstat().st_uid == self.owner
-        ]  # fmt: skip
-        return [*(path for path in inside if os.path.lexists(path)), *outside]
+        homes = (self.data, *self.outside)
+        found = [path for name in names for home in homes if os.path.lexists(path := home / name)]
+        found += [path for pattern in ("hs_err_pid*.log", ".*.efface") for home in homes for path in home.glob(pattern)]
+        return [*found, *self.plugin_links, *([self.exercise] if self.exercise.is_symlink() else [])]
+
+    @property
+    def own_folders(self) -> list[Path]:
+        """Les dossiers où d'autres ont pu ranger quelque chose : « reset » ne les efface que vides."""
+        return [self.exports, self.plugins, *self.outside]
+
+    @property
+    def outside(self) -> list[Path]:
+        """Ce que la pile a créé hors de son dossier : ce qui est à elle, et non à qui en aurait pris le nom."""
+        folders = (self.runtime, self.closed_home, self.postgres_private.parent)
+        return [folder for folder in folders if folder != self.data and self.owns(folder)]
+
+    @property
+    def plugins(self) -> Path:
+        """Dossier des greffons de Kafka Connect ; on peut y ajouter les siens."""
+        return self.data / "connect-plugins"
+
+    @property
+    def plugin_links(self) -> list[Path]:
+        """Ce que la pile met dans ``plugins`` : des liens vers connect-file."""
+        if self.plugins.is_symlink():  # c'est le dossier de quelqu'un d'autre
+            return []
+        return [path for path in self.plugins.glob("connect-file-*.jar") if path.is_symlink()]
+
+    @property
+    def exercise(self) -> Path:
+        """Le dossier que connector.json nomme, là où Connect travaille : un lien vers celui du projet."""
+        return self.data / "exercice1"
 
     @property
     def _name(self) -> str:
@@ -248,7 +298,7 @@ class Stack:
         dossier de /var/tmp, qui survit aux redémarrages de la machine. Un serveur déjà créé reste où il est.
         """
         for home in (self.data, self.closed_home):
-            if (home / "postgres" / "PG_VERSION").exists():
+            if self.owns(home) and (home / "postgres" / "PG_VERSION").exists():
                 return home
         return self.closed_home if self.postgres_user and not _open_to_all(self.data) else self.data
 
@@ -259,8 +309,11 @@ class Stack:
 
     @property
     def postgres_private(self) -> Path:
-        """Dossier fermé où PostgreSQL naît : sa socket et son mot de passe, d'un chemin court."""
-        return Path("/tmp") / f"{self._name}-pg"  # noqa: S108 - propriétaire vérifié
+        """Dossier fermé où PostgreSQL naît : sa socket et son mot de passe, d'un chemin court.
+
+        Il est au compte de PostgreSQL ; son parent, au nôtre : personne d'autre ne peut en prendre le nom.
+        """
+        return Path("/tmp") / f"{self._name}-initdb" / "postgres.private"  # noqa: S108 - propriétaire vérifié
 
     @cached_property
     def postgres_bin(self) -> Path:
@@ -365,6 +418,27 @@ def _account_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def _real_folder(path: Path) -> Path:
+    """``path`` sans les liens qui y mènent. Lève PipelineError s'il ne peut pas être un dossier."""
+    real = Path(os.path.realpath(path))
+    try:
+        is_folder = stat.S_ISDIR(real.stat().st_mode)
+    except FileNotFoundError:
+        return real
+    except PermissionError:
+        raise PipelineError(f"Ce compte n'a pas le droit d'entrer jusqu'à {real}.") from None
+    except NotADirectoryError:
+        is_folder = False
+    except OSError:
+        raise PipelineError(
+            f"SERVICES_DATA={path} ne peut pas être un dossier : ce nom est trop long, ou c'est un lien qui mène à "
+            "lui-même. Choisissez un autre dossier."
+        ) from None
+    if not is_folder:
+        raise PipelineError(f"SERVICES_DATA={path} n'est pas un dossier : choisissez-en un autre.")
+    return real
 
 
 def _port(variable: str) -> int:

@@ -25,6 +25,7 @@ from commun.errors import PipelineError
 from services.stack import Service, Stack, server_environment
 
 STOP_SECONDS = 12  # comme Service.stop_seconds : le dernier broker attend un contrôleur qui n'est plus là
+POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_ctl", "psql")
 ALIVE = ("STARTING", "RUNNING", "STOPPING")
 
 
@@ -177,13 +178,14 @@ class Supervisor:
         return [*found, *self._postgres_left()]
 
     def _postgres_left(self) -> list[psutil.Process]:
-        """Les processus de PostgreSQL de cette pile : son chef, même en train de naître, et ceux qu'il a laissés."""
+        """Les processus de PostgreSQL de cette pile : son chef, ceux qu'il a laissés, et ceux qui le font naître."""
         homes = {str(home / name) for home in (self.stack.data, self.stack.closed_home)
                  for name in ("postgres", "postgres.tmp")}  # fmt: skip
+        homes.add(str(self.stack.postgres_private))
         return [
             process
             for process in psutil.process_iter(["name", "cmdline", "cwd"])
-            if process.info["name"] == "postgres"
+            if process.info["name"] in POSTGRES_PROGRAMS
             and (process.info["cwd"] in homes or not homes.isdisjoint(process.info["cmdline"] or ()))
         ]
 

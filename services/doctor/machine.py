@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.doctor.env_file import ROOT, data_folder, value
@@ -72,6 +72,12 @@ def folder_facts(path: Path) -> Folder:
     return Folder(path, parent, parent.is_dir(), os.access(parent, os.W_OK | os.X_OK), parent.stat().st_uid)
 
 
+def jars_facts(path: Path) -> Folder:
+    """Regarde le cache de Maven ; sous « sudo », son verrou a pu naître à un autre compte."""
+    facts, lock = folder_facts(path), path / ".verrou"
+    return replace(facts, writable=facts.writable and (not lock.exists() or os.access(lock, os.W_OK)))
+
+
 def judge_folder(what: str, variable: str, folder: Folder) -> Finding:
     """Pourra-t-on écrire dans ce dossier ?"""
     if not folder.is_directory:
@@ -104,14 +110,16 @@ def judge_path(path: Path) -> list[Finding]:
 
 
 def folders() -> list[Finding]:
-    """Données des serveurs et fichiers exportés."""
+    """Données des serveurs, fichiers exportés et jars."""
     if os.name == "nt":
         return []
     data = data_folder(os.environ)
     exports = ROOT / "exercice3" / (os.environ.get("EXPORT_DIR") or data / "exports")
+    jars = Path(os.environ.get("M2_REPO") or "~/.m2/repository").expanduser()
     return [
         judge_folder("données des serveurs", "SERVICES_DATA", folder_facts(data)),
         judge_folder("fichiers exportés", "EXPORT_DIR", folder_facts(exports.absolute())),
+        judge_folder("jars des serveurs", "M2_REPO", jars_facts(jars)),
         *judge_path(data),
     ]
 

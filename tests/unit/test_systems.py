@@ -331,7 +331,7 @@ LOCKING = """
 import sys, time
 from pathlib import Path
 from commun.systems import locked
-with locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1]), "Un autre essai écrit", lambda sentence: print(sentence, flush=True)):
     print("pris", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -349,11 +349,16 @@ def test_one_program_at_a_time(tmp_path: Path) -> None:
                 second.wait(1.5)
             first.kill()
             assert second.wait(30) == 0
+            assert second.stdout is not None
+            waiting, taken = second.stdout.read().decode().splitlines()
+    assert waiting.startswith(f"Un autre essai écrit (pid {first.pid}) : on attend sa fin")
+    assert (taken, path.read_bytes()) == ("pris", b"")
 
 
 def test_windows_locks_one_byte(tmp_path: Path, windows: pytest.MonkeyPatch) -> None:
     """Windows : l'octet 0, pris quand il est libre, rendu avant de fermer, même après une erreur."""
     calls: list[tuple[int, int]] = []
+    said: list[str] = []
 
     def locking(number: int, mode: int, size: int) -> None:
         calls.append((mode, size))
@@ -365,12 +370,13 @@ def test_windows_locks_one_byte(tmp_path: Path, windows: pytest.MonkeyPatch) -> 
     windows.setattr(systems, "RETRY_SECONDS", 0.001)
 
     def fail() -> None:
-        with systems.locked(tmp_path / "verrou"):
+        with systems.locked(tmp_path / "verrou", "Un autre essai écrit", said.append):
             raise LookupError
 
     with pytest.raises(LookupError):
         fail()
     assert calls == [(2, 1), (2, 1), (2, 1), (0, 1)]
+    assert said == ["Un autre essai écrit : on attend sa fin."]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pas de socket Unix")
