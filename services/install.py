@@ -33,6 +33,7 @@ with warnings.catch_warnings():
     from jgo.maven import Artifact, MavenContext
 
 JARS = Path(__file__).parent / "jars"
+JARS_LOCK = ".verrou"
 MEGABYTES = {"kafka": 60, "flink": 145}
 PROGRESS_SECONDS = 3.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -84,7 +85,7 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     cache = Path(GlobalSettings.load().repo_cache)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(cache / ".verrou", "Un autre démarrage installe les jars", say), ThreadPoolExecutor(8) as pool:
+        with locked(cache / JARS_LOCK, "Un autre démarrage installe les jars", say), ThreadPoolExecutor(8) as pool:
             said = time.monotonic()
             for path in pool.map(fetch, wanted):
                 found.append(path)
@@ -149,7 +150,7 @@ def install(stack: Stack, say: Say) -> None:
 
 def _prepare_connect(stack: Stack, files: list[Path]) -> None:
     """Le greffon de Kafka Connect, et le dossier que connector.json nomme, là où Connect travaille."""
-    stack.take(stack.plugins, 0o755)
+    stack.take(stack.plugins)
     for old in stack.plugin_links:
         old.unlink()
     for jar in files:
@@ -170,7 +171,7 @@ def move_old_exports(stack: Stack, say: Say) -> None:
     if stack.data != (ROOT / ".data").resolve() or not files:
         return
     try:
-        stack.take(stack.exports, 0o755)
+        stack.take(stack.exports)
         for path in files:
             shutil.move(path, stack.exports / path.name)
     except (OSError, PipelineError) as error:

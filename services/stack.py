@@ -93,6 +93,8 @@ class Stack:
         self.ports = {name: _port(variable) for name, variable in PORT_VARIABLES.items()}
         for number, name in enumerate(TASKMANAGERS, start=1):
             self.ports[name] = self.ports[JOBMANAGER] + CONTROLLER_OFFSET + number
+        if os.path.lexists(self.runtime):  # on va y parler à un superviseur, peut-être en root
+            self.refuse_usurped(self.runtime)
 
     @staticmethod
     def account(name: str) -> str:
@@ -114,14 +116,12 @@ class Stack:
         return self.data.stat().st_uid if self.data.exists() else os.getuid()
 
     def refuse_foreign(self) -> None:
-        """Lève PipelineError si cette pile, ou la socket de son superviseur, est celle d'un autre compte."""
+        """Lève PipelineError si cette pile est celle d'un autre compte : lui seul peut écrire ses fichiers."""
         if self.owner != os.getuid():
             raise PipelineError(
                 f"La pile de {self.data} est celle du compte « {_account_name(self.owner)} » : "
                 "relancez cette commande sous ce compte, ou choisissez un autre dossier avec SERVICES_DATA."
             )
-        if os.path.lexists(self.runtime):
-            self.refuse_usurped(self.runtime)
 
     def owns(self, folder: Path) -> bool:
         """Vrai si ``folder`` est un vrai dossier du compte de cette pile, et non un lien ou celui d'un autre."""
@@ -139,13 +139,14 @@ class Stack:
                 "Rien n'y est touché : retirez-le s'il est à vous, ou choisissez un autre dossier avec SERVICES_DATA."
             )
 
-    def take(self, folder: Path, mode: int) -> None:
-        """Crée ``folder``, ou le reprend s'il est à nous, avec les droits ``mode``."""
+    def take(self, folder: Path, mode: int | None = None) -> None:
+        """Crée ``folder``, ou le reprend s'il est à nous ; ``mode`` : ses droits, quel que soit umask."""
         try:
             with suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(mode=mode or 0o777)
             self.refuse_usurped(folder)
-            folder.chmod(mode)  # umask 077 l'aurait fermé
+            if mode:
+                folder.chmod(mode)  # umask 077 l'aurait fermé
         except OSError as error:
             raise PipelineError(f"Impossible d'écrire dans {folder} ({error.strerror}).") from error
 

@@ -1,6 +1,7 @@
 """« doctor » : chaque constat d'après des faits donnés, sans serveur ; l'état, la phrase, le remède."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
 from exercice3 import consumer, producer
-from services import stack
+from services import install, stack
 from services.doctor import (
     connect,
     docker,
@@ -177,6 +178,24 @@ def test_folders(tmp_path: Path) -> None:
     assert machine.judge_folder("exports", "EXPORT_DIR", future).state == OK
     assert machine.judge_folder("exports", "EXPORT_DIR", replace(future, writable=False)).state == PROBLEM
     assert not (tmp_path / "a").exists()
+
+
+def test_a_closed_jar_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Le cache de Maven, ou son seul verrou, né sous « sudo » à un autre compte : un problème."""
+    monkeypatch.setenv("M2_REPO", str(tmp_path))
+
+    def state() -> str:
+        return the([finding for finding in machine.folders() if finding.message.startswith("jars")]).state
+
+    assert state() == OK
+    (tmp_path / install.JARS_LOCK).touch()
+    assert state() == OK
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != install.JARS_LOCK and allowed(path, mode))
+    assert state() == PROBLEM
+    (tmp_path / install.JARS_LOCK).unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
+    assert state() == PROBLEM
 
 
 def test_paths() -> None:
