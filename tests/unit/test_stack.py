@@ -177,7 +177,10 @@ def test_reset_asks_on_a_terminal(old_stack: Path, answer: str, *, erased: bool)
     assert (old_stack / "these.tex").exists()
 
 
-def test_a_command_that_waited_for_a_reset_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_command_that_waited_for_a_reset_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, taken_over: bool
+) -> None:
     """« up » qui attendait la fin d'un « reset » : le dossier n'est plus là, il en a un neuf, et à lui seul."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
     inside, done = threading.Event(), threading.Event()
@@ -185,6 +188,7 @@ def test_a_command_that_waited_for_a_reset_starts_anew(tmp_path: Path, monkeypat
     def waits() -> None:
         with alone(Stack(), create=True):
             assert Stack().is_ours()
+            assert Stack().witness.read_text() == str(os.getpid())  # c'est bien le neuf qu'il tient
             done.set()
 
     def resets() -> None:
@@ -192,6 +196,8 @@ def test_a_command_that_waited_for_a_reset_starts_anew(tmp_path: Path, monkeypat
             inside.set()
             time.sleep(0.3)  # le temps que l'autre attende
             shutil.rmtree(Stack().data)
+            if taken_over:  # par une troisième commande
+                Stack().adopt()
 
     threads = [threading.Thread(target=resets), threading.Thread(target=waits)]
     for thread in threads:
