@@ -286,7 +286,7 @@ def reset(stack: Stack, *, sure: bool) -> None:
 def erase(path: Path) -> None:
     """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up »."""
     if path.is_symlink() or not path.is_dir():
-        path.unlink()
+        path.unlink(missing_ok=True)  # « .postgres.efface », déjà parti avec « postgres »
         return
     doomed = path if path.name.endswith(".efface") else path.with_name(f".{path.name}.efface")
     if doomed != path:

@@ -99,15 +99,14 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
 
 def _jars_failure(cache: Path, error: OSError | RuntimeError) -> str:
     """Pourquoi les jars manquent : le disque d'ici, ou le réseau."""
-    number = getattr(error, "errno", None)
-    if number in FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"Plus de place sur le disque de {cache}, où vont les jars : libérez-en, puis recommencez."
-    if number not in CLOSED:
-        return f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
-    return (
-        f"Impossible d'écrire dans {cache}, où vont les jars ({error}) : si un autre compte l'a pris, "
-        f"« sudo chown -R $USER {cache} », puis recommencez."
-    )
+    if isinstance(error, OSError) and error.errno in CLOSED:
+        return (
+            f"Ce compte ne peut pas écrire {error.filename or cache}, et les jars vont dans {cache} : rendez-lui ce "
+            f"dossier (« sudo chown -R $USER {cache} »), puis recommencez."
+        )
+    return f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
 
 
 def lock() -> None:

@@ -51,6 +51,7 @@ def old_stack(tmp_path: Path) -> Path:
     ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "ports.json",
             "exports/ventes_000001_0123abcd.csv", "exports/ventes_000001_0123abcd.json", "exports/ventes_data.csv",
             "exports/.ventes_000002_0123abcd.csv.12345678.tmp", "hs_err_pid42.log", ".postgres.efface/PG_VERSION",
+            "postgres/PG_VERSION",
             *(f"mongodb-{engine}{suffix}" for engine in ("mongod", "secantusdb") for suffix in (".ready", "/base")),
             )  # fmt: skip
     for name in (*ours, *THEIRS):
@@ -761,7 +762,7 @@ def test_up_moves_exports_and_refuses_shared_ports_before_anything(
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (OSError(errno.EACCES, "Permission denied", "/m2/.verrou"), r"Impossible d'écrire dans .* sudo chown -R"),
+        (OSError(errno.EACCES, "Permission denied", "/m2/.verrou"), r"ne peut pas écrire /m2/.verrou.* sudo chown -R"),
         (OSError(errno.ENOSPC, "No space left on device"), "Plus de place sur le disque"),
         (OSError("HTTPSConnectionPool"), "vérifiez l'accès à Maven Central"),
         (RuntimeError("404"), "vérifiez l'accès à Maven Central"),
