@@ -132,9 +132,10 @@ def refuse_other_ports(stack: Stack, supervisor: Supervisor) -> None:
 
 def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Lève PipelineError si un autre programme occupe le port d'un service de ``names`` qui ne tourne pas."""
-    wanted = [service for service in every_service(stack) if service.name in names]
-    health.refuse_shared_ports(wanted)
-    health.refuse_taken_ports([service for service in wanted if not supervisor.is_alive(service.name)])
+    services = every_service(stack)
+    health.refuse_shared_ports(services)  # Flink compris, même s'il n'est pas encore demandé
+    stopped = [service for service in services if service.name in names and not supervisor.is_alive(service.name)]
+    health.refuse_taken_ports(stopped)
 
 
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
