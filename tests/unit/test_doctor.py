@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from dotenv import dotenv_values
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from commun import settings
@@ -242,13 +243,28 @@ def test_a_comment_a_quote_or_an_export_is_nothing_to_say(tmp_path: Path, monkey
     assert env_file.read_env() == defaults()
 
 
-PIECES = (
-    "export", "export ", "A", "B", "'A'", "=", "= ", " ", "\t", "#", " # c", "'", '"', "\\", "\\n", "\n", "\r\n", "\r",
-    "x", "é", "$A", "\ufeff", "\x0b", "\x85",
-)  # fmt: skip
+def some(*pieces: str, most: int = 14) -> st.SearchStrategy[str]:
+    """Des morceaux de ``pieces``, mis bout à bout."""
+    return st.lists(st.sampled_from(pieces), max_size=most).map("".join)
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(st.characters(codec="utf-8")))
+BEFORE, EQUAL = some("export ", "export", " ", "\ufeff", most=2), some("=", " ", "\t", most=3)
+VALUE = some("x", "é", "#", " #", "'", '"', "\\", "n", "$A", " ", most=6)
+QUOTED = st.tuples(some("x", "#", "\\", "\\'", '\\"', "n", "\n", most=5), st.sampled_from("'\"")).map(
+    lambda value: f"{value[1]}{value[0]}{value[1]}"
+)
+AFTER = some(" ", "\t", "# c", "z", "\x0b", "\x85", "\r", most=3)
+SETTING = st.tuples(BEFORE, st.sampled_from(("A", "B", "'A'", "'", "#")), EQUAL, VALUE | QUOTED, AFTER).map("".join)
+
+
+@hypothesis.settings(max_examples=400)
+@given(st.lists(SETTING, max_size=4).map("\n".join) | st.text(st.characters(codec="utf-8")))
+@example("A= # rien")
+@example('A= "sans fin\nB=1')
+@example('A="sans fin\nB=1')
+@example("A='\\n \\\\ \\''")
+@example('A="\\n \\\\ \\""')
+@example("A='deux\nlignes' de trop\nB=1")
 def test_env_is_read_as_the_scripts_read_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """N'importe quel texte : les mêmes valeurs que python-dotenv, et les mêmes lignes refusées que par les scripts."""
     root = tmp_path_factory.getbasetemp()
