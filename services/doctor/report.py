@@ -50,11 +50,14 @@ def unknown(check: str, message: str, cure: str = "") -> Finding:
     return Finding(check, UNKNOWN, message, cure)
 
 
-def refusal(check: str, error: PipelineError) -> Finding:
-    """La phrase qui arrêterait un script, « ce qui est arrivé : quoi faire. », devient un problème et son remède."""
-    happened, _, cure = str(error).rpartition(" : ")
+def refusal(check: str, sentence: str) -> Finding:
+    """Ce qui arrêterait un script : « ce qui est arrivé : quoi faire. » devient un problème et son remède.
+
+    Le remède est parfois une seconde phrase.
+    """
+    happened, _, cure = sentence.rpartition(". " if ". " in sentence else " : ")
     if not happened:
-        return problem(check, str(error), "Corrigez cela, puis relancez « doctor ».")
+        return problem(check, sentence, "Corrigez cela, puis relancez « doctor ».")
     return problem(check, happened, f"{cure[:1].upper()}{cure[1:].rstrip('.')}.")
 
 
@@ -102,7 +105,7 @@ def examine(checks: dict[str, Check], seconds: float = CHECK_SECONDS) -> list[Fi
         try:
             found[name] = list(check())
         except PipelineError as error:
-            found[name] = [refusal(name, error)]
+            found[name] = [refusal(name, str(error))]
         except Exception as error:  # un contrôle qui se trompe n'empêche pas les autres
             reason = " ".join(str(error).split()) or "sans message"
             found[name] = [Finding(name, UNKNOWN, f"contrôle impossible : {reason} ({type(error).__name__})")]

@@ -558,7 +558,11 @@ def test_a_question_kafka_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_setting() -> None:
     """Une propriété que librdkafka ne connaît pas."""
     refused = "Réglage refusé par le client Kafka : No such property. Vérifiez vos variables KAFKA_…."
-    assert the(kafka.judge_brokers(Cluster(THREE, refused=refused), local=True)).message.endswith("No such property")
+    finding = the(kafka.judge_brokers(Cluster(THREE, refused=refused), local=True))
+    assert (finding.state, finding.message.endswith("No such property")) == (PROBLEM, True)
+    assert finding.cure == "Vérifiez vos variables KAFKA_…."
+    elsewhere = the(kafka.judge_brokers(Cluster(THREE, refused="Le .env est perdu : retrouvez-le."), local=True))
+    assert (elsewhere.message, elsewhere.cure) == ("Le .env est perdu", "Retrouvez-le.")
 
 
 @pytest.mark.parametrize(("name", "change", "state", "words"), [
@@ -741,6 +745,7 @@ def test_a_failing_check_is_unknown() -> None:
 @pytest.mark.parametrize(("sentence", "message", "cure"), [
     ("PGSERVICE est posée : elle est vide : retirez-la (« unset PGSERVICE »).", "PGSERVICE est posée : elle est vide",
      "Retirez-la (« unset PGSERVICE »)."),
+    ("Réglage refusé : x. Vérifiez vos variables.", "Réglage refusé : x", "Vérifiez vos variables."),
     ("Rien ne va.", "Rien ne va.", "Corrigez cela, puis relancez « doctor »."),
 ])  # fmt: skip
 def test_what_stops_a_script_is_a_problem(sentence: str, message: str, cure: str) -> None:
