@@ -4,6 +4,7 @@ Aucune adresse et aucun mot de passe n'est écrit dans un script : ils viennent
 d'ici. Pour un autre serveur, posez la variable dans l'environnement.
 """
 
+import io
 import os
 import re
 from functools import cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from commun.errors import PipelineError
 
@@ -37,10 +38,29 @@ _EXPORTED = re.compile(rf"{_LOT}|\.{_LOT}\.[0-9a-f]{{8}}\.tmp")
 @cache
 def defaults() -> dict[str, str]:
     """Contenu de .env, le fichier que docker-compose lit aussi."""
+    path = ROOT / ".env"
     try:
-        return {name: value or "" for name, value in dotenv_values(ROOT / ".env", interpolate=False).items()}
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
     except UnicodeDecodeError as error:
-        raise PipelineError(f"{ROOT / '.env'} n'est pas en UTF-8 : enregistrez-le dans cet encodage.") from error
+        raise PipelineError(f"{path} n'est pas en UTF-8 : enregistrez-le dans cet encodage.") from error
+    except OSError as error:
+        raise PipelineError(
+            f"Ce compte ne peut pas lire {path} ({error.strerror}) : rendez-le lisible (« chmod 644 .env »)."
+        ) from error
+    found = {}
+    for name, value, original, unreadable in parse_stream(io.StringIO(text)):
+        if unreadable:
+            blank = original.string[: -len(original.string.lstrip())]
+            line = original.line + blank.count("\n")
+            raise PipelineError(
+                f"La ligne {line} de {path} n'est ni « NOM=valeur » ni un commentaire : "
+                "corrigez-la, ou mettez un « # » devant."
+            )
+        if name is not None:
+            found[name] = value or ""
+    return found
 
 
 def setting(name: str) -> str:

@@ -9,7 +9,7 @@ les scripts eux-mêmes, ce que services/ACCEPTATION.md décrit : la machine et l
 décrivent, les trois exercices, les tests unitaires si pytest est là. Écrit dans des topics à lui ; ajoute 2 000 ventes
 à celles de la base.
 Garantit : le code de sortie est 0 si toutes les étapes ont donné ce qui est attendu ; aucun mot de passe de .env ou de
-l'environnement n'est dans le fichier.
+l'environnement n'est dans le fichier ; un fichier qui n'est pas un de ses rapports n'est jamais remplacé.
 Ne garantit pas : de trouver ce que seul un œil voit (Tableau, la page de l'aperçu).
 Ensuite : relisez le fichier, puis envoyez-le.
 """
@@ -36,6 +36,7 @@ from commun.settings import ROOT, bootstrap_servers, defaults, mongo_uri, postgr
 from commun.systems import ask_to_stop, own_group
 
 OUTPUT = Path("acceptation.txt")
+HEADER = "=== Rapport de services/acceptance.py"  # à ce début se reconnaît un rapport, que le suivant peut remplacer
 STEP_SECONDS = 600.0
 TAIL = 40  # lignes gardées de la sortie d'un script
 SALES = 2_000
@@ -52,6 +53,15 @@ def expect(condition: object, sentence: str) -> None:
         raise Unexpected(sentence)
 
 
+def may_replace(path: Path) -> bool:
+    """Vrai si écrire dans ``path`` ne fait rien perdre : rien n'y est, ou un rapport précédent."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        beginning = file.read(len(HEADER.encode()))
+    return beginning in (b"", HEADER.encode())
+
+
 class Report:
     """Le fichier à renvoyer, écrit au fur et à mesure ; les mots de passe y sont remplacés."""
 
@@ -61,7 +71,11 @@ class Report:
         values = {value for name in names for value in (os.environ.get(name), defaults().get(name)) if value}
         self._secrets = sorted(values, key=len, reverse=True)
         try:
-            path.write_text("", encoding="utf-8")
+            if not may_replace(path):
+                raise PipelineError(
+                    f"{path} existe déjà, et n'est pas un rapport de ce script : donnez un autre --output."
+                )
+            path.write_text(f"{HEADER}\n", encoding="utf-8")
         except OSError as error:
             raise PipelineError(f"Impossible d'écrire {path} ({error.strerror}) : donnez un autre --output.") from error
 

@@ -34,8 +34,8 @@ SHIFT = 100 * WORKER + int(os.environ.get("TESTS_PORT_OFFSET") or 0)
 # Tout ce qui pourrait mener un script, ou un essai qui efface, ailleurs que sur la pile des essais. COLUMNS :
 # pytest-xdist impose 80, un script lit la largeur du terminal.
 FOREIGN = (
-    "PG", "MONGO_", "KAFKA", "POSTGRES", "PIPELINE_", "PORT_", "SERVICES_", "CSV_", "TRANSACTIONS_", "VENTES_",
-    "EXPORT_", "FLINK_", "TABLEAU_", "LOG_LEVEL", "COLUMNS", "NO_COLOR",
+    "PG", "MONGO_", "KAFKA", "COMPOSE_", "POSTGRES", "PIPELINE_", "PORT_", "SERVICES_", "CSV_", "TRANSACTIONS_",
+    "VENTES_", "EXPORT_", "FLINK_", "TABLEAU_", "LOG_LEVEL", "COLUMNS", "NO_COLOR",
 )  # fmt: skip
 for name in [name for name in os.environ if name.startswith(FOREIGN)]:
     del os.environ[name]

@@ -1,5 +1,6 @@
 """Le fichier .env, et ce qui en est déjà dans les données. Bibliothèque standard seulement."""
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
@@ -40,13 +41,54 @@ def data_folder(environ: Mapping[str, str]) -> Path:
     return (ROOT / (environ.get("SERVICES_DATA") or ".data")).resolve()
 
 
-def read_env(path: Path = ENV) -> dict[str, str]:
-    """Contenu de .env, sans python-dotenv, qui peut manquer : NOM=valeur, rien de plus savant."""
-    if not path.is_file():
+# La grammaire de python-dotenv, par quoi les scripts lisent .env, et qui peut manquer ici ; un test compare les deux.
+# Une ligne est ces quatre motifs, chacun là où le précédent s'arrête.
+_EXPORT = re.compile(r"(?:export[^\S\n]+)?")
+_NAME = re.compile(r"(?:'([^']+)'|(?!')([^=#\s]+)|(?=#))[^\S\n]*")
+_VALUE = re.compile(
+    r"""(?:=(?:[^\S\n]+(?=\#)                           # « NOM= # commentaire » : une valeur vide
+             | [^\S\n]*(?: '((?:\\.|[^'\\])*)'          # entre apostrophes
+                         | "((?:\\.|[^"\\])*)"          # entre guillemets
+                         | (?![^\S\n]|['"])([^\n]*))))? # jusqu'au bout de la ligne""",
+    re.DOTALL | re.VERBOSE,
+)
+_END = re.compile(r"(?:[^\S\n]*#[^\n]*)?[^\S\n]*(?:\n|\Z)")
+
+
+def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
+    """Les réglages que python-dotenv lirait dans ``text``, et les numéros des lignes qu'il ne lirait pas."""
+    rest = re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff"))
+    total = rest.count("\n")
+    found, wrong = dict[str, str](), list[int]()
+    while rest := rest.lstrip():
+        line, steps = total - rest.count("\n") + 1, list[re.Match[str]]()
+        for pattern in (_EXPORT, _NAME, _VALUE, _END):
+            if not (step := pattern.match(rest)):
+                wrong.append(line)
+                rest = rest.partition("\n")[2]
+                break
+            steps.append(step)
+            rest = rest[step.end() :]
+        else:
+            _, name, value, _ = steps
+            if name[1] or name[2]:
+                found[name[1] or name[2]] = _unquote(*value.groups(""))
+    return found, wrong
+
+
+def _unquote(single: str, double: str, bare: str) -> str:
+    """La valeur, selon ce qui l'entoure : une barre oblique inverse ne compte qu'entre guillemets ou apostrophes."""
+    escape = re.compile(r"\\[\\'\"abfnrtv]" if double else r"\\[\\']")
+    quoted = escape.sub(lambda match: codecs.decode(match[0], "unicode-escape"), single or double)
+    return quoted or re.sub(r"\s+#.*", "", bare).rstrip()
+
+
+def read_env() -> dict[str, str]:
+    """Contenu de .env ; vide s'il ne se lit pas, ce que dit le contrôle « .env »."""
+    try:
+        return parse_env(ENV.read_text(encoding="utf-8", errors="replace"))[0]
+    except OSError:
         return {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    pairs = (line.strip().partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {name.removeprefix("export ").strip(): value.strip().strip("'\"") for name, _, value in pairs}
 
 
 def value(name: str) -> str:
@@ -65,18 +107,19 @@ def judge_env(text: str | None) -> list[Finding]:
             )
         ]
     notes = Notes(".env")
-    found = {
-        line.partition("=")[0].strip(): line.partition("=")[2].strip()
-        for line in text.splitlines()
-        if "=" in line and not line.lstrip().startswith("#")
-    }
+    found, wrong = parse_env(text)
+    for line in wrong:
+        notes.problem(
+            f"la ligne {line} de .env n'est ni « NOM=valeur » ni un commentaire : aucun script ne démarrerait",
+            "Corrigez cette ligne, ou mettez un « # » devant.",
+        )
     if lacking := [name for name in REQUIRED if not found.get(name)]:
         notes.problem(
             f"sans valeur dans .env : {', '.join(lacking)}", "Rendez-leur une valeur, ou « git checkout .env »."
         )
-    if doubtful := [name for name, text in found.items() if name in REQUIRED and re.search(r"[$'\"`]| #", text)]:
+    if doubtful := [name for name, text in found.items() if name in REQUIRED and re.search(r"[$#'\"`\\\n]", text)]:
         notes.warning(
-            f"{', '.join(doubtful)} : un $, un guillemet ou un « # » dans la valeur, "
+            f"{', '.join(doubtful)} : un $, un #, un guillemet ou une barre oblique inverse dans la valeur, "
             "que docker-compose et les scripts ne lisent pas de même",
             "Choisissez une valeur sans eux.",
         )
@@ -131,7 +174,13 @@ def formatted_nodes(data: Path) -> dict[str, str]:
 
 def env_file() -> list[Finding]:
     """Le fichier .env."""
-    return judge_env(ENV.read_bytes().decode("utf-8-sig", errors="replace") if ENV.is_file() else None)
+    try:
+        return judge_env(ENV.read_bytes().decode("utf-8", errors="replace"))
+    except FileNotFoundError:
+        return judge_env(None)
+    except OSError as error:
+        sentence = f"ce compte ne peut pas lire .env ({error.strerror}) : aucun script ne démarrerait"
+        return [problem(".env", sentence, f"Rendez-le lisible (« chmod 644 {ENV} »).")]
 
 
 CHECKS: dict[str, Check] = {

@@ -14,7 +14,7 @@ from commun.errors import START_HINT, PipelineError
 from commun.kafka import admin_config, client_config, connect
 from services.doctor.env_file import value
 from services.doctor.ports import reach_all
-from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem
+from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem, refusal
 
 METADATA_SECONDS = 2.5
 ADMIN_SECONDS = 3.0
@@ -42,7 +42,7 @@ class Cluster:
     leaderless: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # ce que librdkafka en a dit
     secured: list[str] = field(default_factory=list)  # variables de sécurité exportées
-    refused: str = ""  # réglage que le client refuse
+    refused: str = ""  # la phrase qui arrêterait un script avant qu'il ne parle à Kafka
 
 
 @cache
@@ -105,9 +105,7 @@ def cluster_facts() -> Cluster:
 def judge_brokers(cluster: Cluster, *, local: bool) -> list[Finding]:
     """Le cluster répond-il, par des adresses que cette machine sait joindre ?"""
     if cluster.refused:
-        return [
-            problem("Kafka", cluster.refused.split(". ")[0].rstrip("."), "Corrigez ou retirez cette variable KAFKA_….")
-        ]
+        return [refusal("Kafka", cluster.refused)]
     if not cluster.brokers:
         return [_silence(cluster, local=local)]
     notes = Notes("Kafka")

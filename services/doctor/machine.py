@@ -96,17 +96,11 @@ def judge_folder(what: str, variable: str, folder: Folder) -> Finding:
 
 
 def judge_path(path: Path) -> list[Finding]:
-    """Les caractères d'un chemin que des outils prendraient pour des séparateurs."""
-    reasons = {
-        ":": "Docker et Python y voient la fin du chemin",
-        ",": "Kafka y voit deux dossiers",
-        "\\": "Kafka l'efface du chemin",
-    }
-    return [
-        warning("dossiers", f"le chemin {path} contient « {mark} » : {reason}", "Renommez ce dossier.")
-        for mark, reason in reasons.items()
-        if mark in str(path)
-    ]
+    """Le signe d'un chemin que des outils prendraient pour un séparateur."""
+    if ":" not in str(path):
+        return []
+    sentence = f"le chemin {path} contient « : » : Docker et Python y voient la fin du chemin"
+    return [warning("dossiers", sentence, "Renommez ce dossier.")]
 
 
 def folders() -> list[Finding]:

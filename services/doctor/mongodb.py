@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Any
 
@@ -12,12 +12,12 @@ from pymongo import MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
 from commun.settings import mongo_uri
-from services.doctor.env_file import value
-from services.doctor.ports import reachable
+from services.doctor.env_file import read_env, value
+from services.doctor.ports import foreign_services, reachable
 from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
-from services.doctor.report import Check, Finding, Notes, problem
+from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
 
-MONGO_MILLISECONDS = 2500
+TIMEOUTS: dict[str, Any] = dict.fromkeys(("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS"), 2500)
 BAD_ACCOUNT = 18
 WRITERS = {"readWrite", "readWriteAnyDatabase", "dbOwner", "root"}
 INDEXERS = {"dbAdmin", "dbAdminAnyDatabase", "dbOwner", "root"}
@@ -64,8 +64,10 @@ def judge_mongo_failure(code: int | None, said: str, login: Login, silence: str)
     where, local = login.where, login.local
     if code == BAD_ACCOUNT:
         foreign = "Vérifiez le compte et authSource dans MONGO_URI."
-        cure = changed(("MONGO_USER", "MONGO_PASSWORD"), login.environ) if local else foreign
-        return problem("MongoDB", f"{where} répond mais refuse ce compte ou ce mot de passe", cure)
+        cure = changed(login.spare or ("MONGO_USER", "MONGO_PASSWORD"), login.environ) if local else foreign
+        account = f"le compte {login.user}" if login.spare else "ce compte"
+        message = f"{where} répond mais refuse {account} ou ce mot de passe"
+        return Finding("MongoDB", WARNING if login.spare else PROBLEM, message, cure)
     if code is not None:
         return problem("MongoDB", f"{where} répond mais refuse : « {said} »", "Vérifiez les droits de ce compte.")
     if silence:
@@ -78,17 +80,12 @@ def judge_mongo_failure(code: int | None, said: str, login: Login, silence: str)
 
 
 def mongodb() -> list[Finding]:
-    """Se connecte comme les scripts, demande, n'écrit rien."""
+    """Se connecte comme les scripts, demande, n'écrit rien ; puis, sur notre pile, comme l'administrateur."""
     uri, database = mongo_uri(), value("MONGO_DATABASE") or "ventes_db"
     where = re.sub(r"^mongodb(\+srv)?://(?:[^@/]*@)?([^/?]*).*$", r"\2", uri)
     login = Login(where, "", not os.environ.get("MONGO_URI"), os.environ)
     try:
-        with MongoClient[dict[str, Any]](
-            uri,
-            serverSelectionTimeoutMS=MONGO_MILLISECONDS,
-            connectTimeoutMS=MONGO_MILLISECONDS,
-            socketTimeoutMS=MONGO_MILLISECONDS,
-        ) as client:
+        with MongoClient[dict[str, Any]](uri, **TIMEOUTS) as client:
             asked = time.time()
             hello = client.admin.command("hello")
             about = client[database].command("connectionStatus")["authInfo"]
@@ -106,7 +103,7 @@ def mongodb() -> list[Finding]:
             bool(hello.get("isWritablePrimary", True)),
             hello["localTime"].replace(tzinfo=UTC).timestamp() - asked,
         )
-        return judge_mongo(mongo, database, where)
+        return judge_mongo(mongo, database, where) + administrator(login)
     except OperationFailure as error:
         said = str((error.details or {}).get("errmsg") or error)
         return [judge_mongo_failure(error.code or 0, first_line(said), login, "")]
@@ -115,6 +112,21 @@ def mongodb() -> list[Finding]:
     except PyMongoError as error:
         silences = [reachable(host if ":" in host else f"{host}:27017") for host in where.split(",")]
         return [judge_mongo_failure(None, first_line(str(error)), login, silences[0] if all(silences) else "")]
+
+
+def administrator(login: Login) -> list[Finding]:
+    """L'administrateur de .env entre-t-il ? Rien à dire s'il entre, ou si ce n'est pas notre pile."""
+    names, env = ("MONGO_ADMIN_USER", "MONGO_ADMIN_PASSWORD"), read_env()
+    user, password = (env.get(name) for name in names)
+    if not (user and password) or "mongodb" in foreign_services(os.environ):
+        return []
+    try:
+        with MongoClient[dict[str, Any]](login.where, username=user, password=password, **TIMEOUTS) as client:
+            client.admin.command("ping")
+    except OperationFailure as error:
+        said = first_line(str(error))
+        return [judge_mongo_failure(error.code or 0, said, replace(login, user=user, spare=names, environ={}), "")]
+    return []
 
 
 CHECKS: dict[str, Check] = {"MongoDB": mongodb}

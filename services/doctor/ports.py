@@ -29,6 +29,10 @@ VARIABLES = {
 }
 ON_DEMAND = ("jobmanager",)
 CONTROLLER_OFFSET = 1000
+# Ce que chacun prend en plus de son port : le contrôleur de Kafka ; le JobManager et les deux TaskManagers de Flink.
+INNER = dict.fromkeys(("kafka1", "kafka2", "kafka3"), (CONTROLLER_OFFSET,)) | {
+    "jobmanager": tuple(range(CONTROLLER_OFFSET, CONTROLLER_OFFSET + 3))
+}
 CONNECT_SECONDS = 1.0
 HIGHEST = 65_535 - CONTROLLER_OFFSET
 DOCKER = re.compile(r"docker|rootlessport|rootlesskit|vpnkit|wslrelay|slirp4netns|colima|lima|orbstack", re.IGNORECASE)
@@ -53,12 +57,11 @@ def judge_numbers(ports: Mapping[str, str]) -> list[Finding]:
                 "Corrigez-le dans .env, ou retirez la variable.",
             )
             continue
-        inner = [int(text) + CONTROLLER_OFFSET] if service.startswith("kafka") else []
-        for port in (int(text), *inner):
+        for port in (int(text) + offset for offset in (0, *INNER.get(service, ()))):
             if port in seen:
                 notes.problem(
-                    f"le port {port} est à la fois celui de {seen[port]} et de {service} "
-                    f"(Kafka prend aussi son port + {CONTROLLER_OFFSET})",
+                    f"le port {port} est à la fois celui de {seen[port]} et de {service} (Kafka prend aussi son port "
+                    f"+ {CONTROLLER_OFFSET}, Flink les trois à partir de son port + {CONTROLLER_OFFSET})",
                     f"Donnez un autre port à {VARIABLES[service]}.",
                 )
             seen[port] = service

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import psycopg2
 
 from commun.settings import postgres_dsn
-from services.doctor.ports import reachable
+from services.doctor.env_file import read_env
+from services.doctor.ports import foreign_services, reachable
 from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes
 from services.doctor.variables import LOCAL
@@ -64,7 +65,7 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
 
     ``silence`` : pourquoi on ne se connecte pas à son port ; vide si on s'y connecte.
     """
-    state, where, local = WARNING if login.reader else PROBLEM, login.where, login.local
+    state, where, local = WARNING if login.spare else PROBLEM, login.where, login.local
     said = first_line(said)
     reason = said.rpartition("failed: ")[2]
     if re.search("no password supplied|aucun mot de passe", said):
@@ -72,8 +73,8 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
         cure = "Posez PGPASSWORD : celui de .env ne part que vers localhost."
     elif "FATAL" in said and re.search("password|mot de passe", said):
         message = f"{where} répond mais refuse le mot de passe de {login.user}"
-        variables = ("TABLEAU_PASSWORD",) if login.reader else ("PGUSER", "PGPASSWORD")
-        cure = changed(variables, login.environ) if local else "Vérifiez PGUSER et PGPASSWORD."
+        own = changed(login.spare or ("PGUSER", "PGPASSWORD"), login.environ)
+        cure = own if local else "Vérifiez PGUSER et PGPASSWORD."
     elif "FATAL" in said:
         message = f"{where} répond mais refuse : « {reason} »"
         cure = (
@@ -96,7 +97,7 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
 
 
 def postgresql() -> list[Finding]:
-    """Se connecte comme pg.py, demande, n'écrit rien ; puis comme Tableau."""
+    """Se connecte comme pg.py, demande, n'écrit rien ; puis sous les comptes dont pg.py se passe."""
     dsn = postgres_dsn()
     where = f"{dsn['host']}:{dsn['port']}/{dsn['dbname']}" if dsn else f"le service {os.environ.get('PGSERVICE')}"
     login = Login(where, dsn.get("user", "ce compte"), dsn.get("host", "?") in LOCAL, os.environ)
@@ -111,19 +112,29 @@ def postgresql() -> list[Finding]:
             *facts, clock = cursor.fetchone() or [None] * 6
     finally:
         connection.close()
-    return judge_postgres(Postgres(*(*facts, clock - asked)), where) + reader(login)
+    return judge_postgres(Postgres(*(*facts, clock - asked)), where) + spare_accounts(login)
 
 
-def reader(login: Login) -> list[Finding]:
-    """Le rôle tableau entre-t-il ? Rien à dire s'il entre, ou si on ne connaît pas son mot de passe."""
-    dsn = postgres_dsn(reader=True)
-    if not dsn.get("password"):
-        return []
-    try:
-        psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS).close()
-    except psycopg2.OperationalError as error:
-        return [judge_postgres_failure(str(error), replace(login, user="tableau", reader=True), "")]
-    return []
+def spare_accounts(login: Login) -> list[Finding]:
+    """Le rôle tableau entre-t-il ? Et, sur notre pile, le superutilisateur de .env ?
+
+    Rien à dire d'un compte qui entre, ou dont on ne connaît pas le mot de passe.
+    """
+    accounts = [(postgres_dsn(reader=True), replace(login, user="tableau", spare=("TABLEAU_PASSWORD",)))]
+    if "postgres" not in foreign_services(os.environ):
+        names, env = ("POSTGRES_USER", "POSTGRES_PASSWORD"), read_env()
+        user, password = (env.get(name, "") for name in names)
+        # .env seul : une POSTGRES_PASSWORD exportée ne règle ni un script ni un serveur déjà créé.
+        own = replace(login, user=user, spare=names, environ={})
+        accounts.append((postgres_dsn() | {"user": user, "password": password}, own))
+    found = []
+    for dsn, account in accounts:
+        try:
+            if dsn.get("password"):
+                psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS).close()
+        except psycopg2.OperationalError as error:
+            found.append(judge_postgres_failure(str(error), account, ""))
+    return found
 
 
 CHECKS: dict[str, Check] = {"PostgreSQL": postgresql}

@@ -18,7 +18,7 @@ class Login:
     user: str
     local: bool  # le serveur de .env
     environ: Mapping[str, str]
-    reader: bool = False  # le rôle tableau, dont les scripts se passent
+    spare: Sequence[str] = ()  # les variables de .env d'un compte dont les scripts se passent
 
 
 def restart(service: str) -> str:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from commun.errors import PipelineError
+
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
 WORDS = {OK: "ok", WARNING: "attention", PROBLEM: "problème", UNKNOWN: "inconnu"}
 COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
@@ -46,6 +48,17 @@ def problem(check: str, message: str, cure: str) -> Finding:
 def unknown(check: str, message: str, cure: str = "") -> Finding:
     """Ce qui n'a pas pu être regardé, et pourquoi."""
     return Finding(check, UNKNOWN, message, cure)
+
+
+def refusal(check: str, sentence: str) -> Finding:
+    """Ce qui arrêterait un script : « ce qui est arrivé : quoi faire. » devient un problème et son remède.
+
+    Le remède est parfois une seconde phrase.
+    """
+    happened, _, cure = sentence.rpartition(". " if ". " in sentence else " : ")
+    if not happened:
+        return problem(check, sentence, "Corrigez cela, puis relancez « doctor ».")
+    return problem(check, happened, f"{cure[:1].upper()}{cure[1:].rstrip('.')}.")
 
 
 class Notes:
@@ -91,6 +104,8 @@ def examine(checks: dict[str, Check], seconds: float = CHECK_SECONDS) -> list[Fi
     def one(name: str, check: Check) -> None:
         try:
             found[name] = list(check())
+        except PipelineError as error:
+            found[name] = [refusal(name, str(error))]
         except Exception as error:  # un contrôle qui se trompe n'empêche pas les autres
             reason = " ".join(str(error).split()) or "sans message"
             found[name] = [Finding(name, UNKNOWN, f"contrôle impossible : {reason} ({type(error).__name__})")]

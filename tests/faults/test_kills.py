@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 
+import pytest
 from confluent_kafka.cimpl import NewTopic
+from pymongo.database import Database
 
 from commun.kafka import client_config, ensure_topics
-from exercice3.collection import insert, open_client, prepare
+from exercice3 import schedule_export
+from exercice3.collection import DATABASE, Document, insert, open_client, prepare
 from exercice3.producer import PARTITIONS, REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 from tests.killer import AFTER, BEFORE, Killer, Life
@@ -115,6 +118,28 @@ def test_a_lot_is_only_what_it_names(lab: Lab) -> None:
     lab.mongo.lots_export.drop()
     store(ventes[30:])
     lab.run("schedule_export", "--once")
+    assert whole_files(lab) == ids(ventes)
+
+
+def test_a_lot_another_export_has_finished_is_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entre le choix du numéro et l'ouverture du lot, un autre export ouvre ce lot et le termine : on passe au suivant.
+
+    Ses ventes n'y sont plus nommées : le finir une seconde fois n'aurait pas de sens.
+    """
+    ventes = expected(50)
+    store(ventes[:30])
+    read_last_lot = schedule_export.last_lot
+
+    def late(database: Database[Document]) -> Document:
+        last = read_last_lot(database)
+        monkeypatch.setattr(schedule_export, "last_lot", read_last_lot)
+        assert schedule_export.export_new(database, lab.exports, 100) == 30
+        store(ventes[30:])
+        return last
+
+    monkeypatch.setattr(schedule_export, "last_lot", late)
+    with open_client() as client:
+        assert schedule_export.export_new(client[DATABASE], lab.exports, 100) == 20
     assert whole_files(lab) == ids(ventes)
 
 

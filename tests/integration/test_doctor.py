@@ -131,6 +131,32 @@ def test_refused_passwords_are_not_silence() -> None:
     expect("MongoDB", "problem", "ne répond pas sur .* : rien n'y écoute", env={"PORT_MONGO": str(free_port())})
 
 
+def test_changed_administrators(tmp_path: Path) -> None:
+    """Les mots de passe des deux administrateurs, changés dans .env : chacun se dit, et n'arrête rien.
+
+    Ceux que l'on exporte ne règlent aucun serveur déjà créé : rien à en dire de plus.
+    """
+    changed = {"MONGO_ADMIN_PASSWORD": "admin-local", "POSTGRES_PASSWORD": "postgres-local"}
+    text = (ROOT / ".env").read_text(encoding="utf-8")
+    for name, password in changed.items():
+        assert f"{name}={password}\n" in text
+        text = text.replace(f"{name}={password}\n", f"{name}=autre\n")
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    code = (
+        "import sys, pathlib\nfrom services.doctor import env_file\n"
+        f"env_file.ENV = pathlib.Path({str(tmp_path / '.env')!r})\n"
+        "from services.doctor.__main__ import main; sys.exit(main())"
+    )
+    command = (sys.executable, "-c", code)
+    refused = "répond mais refuse le compte admin ou ce mot de passe"
+    expect("MongoDB", "warning", refused, "MONGO_ADMIN_PASSWORD du premier démarrage", command=command)
+    refused = "répond mais refuse le mot de passe de postgres"
+    done, _ = expect("PostgreSQL", "warning", refused, "POSTGRES_PASSWORD du premier démarrage", command=command)
+    assert done == 0
+    for name in changed:
+        expect("MongoDB" if "MONGO" in name else "PostgreSQL", "ok", "sur localhost", env={name: "autre"})
+
+
 def test_a_frozen_database() -> None:
     """PostgreSQL gelé : la connexion s'ouvre, personne ne répond, et doctor ne l'attend pas."""
     pid = re.search(r"^postgres .*pid (\d+)", services("status").stdout, re.MULTILINE)
@@ -287,6 +313,7 @@ def test_exported_variables() -> None:
         env={"PGSERVICE": "ailleurs"},
     )
     expect("PostgreSQL", "problem", "PGSERVICE ne se lit pas", env={"PGSERVICE": "ailleurs"})
+    expect("PostgreSQL", "problem", "^PGSERVICE est posée, mais vide$", "^Retirez-la", env={"PGSERVICE": ""})
     expect("PostgreSQL", "problem", "« b.invalid » est inconnue d'ici", "PGHOST", env={"PGHOST": "b.invalid"})
     expect("PostgreSQL", "problem", "SSL", "unset PGSSLMODE", env={"PGSSLMODE": "require"})
     expect("MongoDB", "problem", "MONGO_URI ne se lit pas", "Corrigez MONGO_URI", env={"MONGO_URI": "http://x"})

@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,13 +82,17 @@ def mongo_lost(lab: Lab) -> Iterator[None]:
     lab.mongo.ventes.insert_one(document)
 
 
-@contextmanager
-def mongo_doubled(lab: Lab) -> Iterator[None]:
-    """La vente y est aussi sous un autre identifiant."""
-    document = lab.mongo.ventes.find_one({"_id": VICTIM.id}) or {}
-    lab.mongo.ventes.insert_one(document | {"_id": "double"})
-    yield
-    lab.mongo.ventes.delete_one({"_id": "double"})
+def mongo_doubled(**changes: object) -> Break:
+    """La vente y est aussi sous un autre identifiant, et d'autres champs."""
+
+    @contextmanager
+    def fault(lab: Lab) -> Iterator[None]:
+        document = lab.mongo.ventes.find_one({"_id": VICTIM.id}) or {}
+        lab.mongo.ventes.insert_one(document | {"_id": "double"} | changes)
+        yield
+        lab.mongo.ventes.delete_one({"_id": "double"})
+
+    return fault
 
 
 def mongo_changed(**changes: object) -> Break:
@@ -198,7 +202,8 @@ VIEW_MISSING = ("ALTER VIEW ventes_analyse RENAME TO vraie", "ALTER VIEW vraie R
 
 FAULTS: dict[str, tuple[Break, set[str], str]] = {
     "MongoDB, perdue": (mongo_lost, {"MongoDB"}, LOST),
-    "MongoDB, doublée": (mongo_doubled, {"MongoDB"}, DOUBLED),
+    "MongoDB, doublée": (mongo_doubled(), {"MongoDB"}, DOUBLED),
+    "MongoDB, en trop, d'une région inconnue": (mongo_doubled(region="Nulle part"), {"MongoDB"}, "Nulle part, "),
     "MongoDB, un centime": (mongo_changed(montant=Decimal128(VICTIM.montant + CENT)), {"MongoDB"}, CENT_MORE),
     "MongoDB, autre région": (mongo_changed(region=OTHER_REGION), {"MongoDB"}, MOVED),
     "CSV, perdue": (rewrite(lambda line: ""), {"CSV"}, LOST),
@@ -242,6 +247,23 @@ def test_a_fault_names_its_step(done: Lab, verdict: Callable[..., Verdict], name
 def test_everything_was_repaired(verdict: Callable[..., Verdict]) -> None:
     """Les fautes ci-dessus ont été défaites : chacune était donc la seule."""
     assert verdict("--expect", str(TOTAL))[:2] == (0, set())
+
+
+def test_postgresql_is_read_at_one_instant(
+    done: Lab, verdict: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Une vente arrive entre deux lectures de PostgreSQL : elle n'est dans aucune, ou dans toutes."""
+    first, *others = reconcile.IN_POSTGRES
+    with ExitStack() as afterwards:
+
+        def meanwhile() -> Iterator[tuple[str, str, str, str]]:
+            yield first
+            afterwards.enter_context(sql(*ADD, sums=True)(done))
+            yield from others
+
+        monkeypatch.setattr(reconcile, "IN_POSTGRES", meanwhile())
+        code, named, shown = verdict("--expect", str(TOTAL))
+    assert (code, named) == (0, set()), shown
 
 
 # --- Kafka : un autre topic, dont les messages diffèrent de ce que la graine donne ---

@@ -3,6 +3,7 @@
 import argparse
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,31 @@ def test_mongo_uri_escapes_the_password(monkeypatch: pytest.MonkeyPatch) -> None
     """Un mot de passe avec des signes réservés reste entier."""
     monkeypatch.setenv("MONGO_PASSWORD", "a/b@c:d")
     assert f"a%2Fb%40c%3Ad@localhost:{setting('PORT_MONGO')}" in settings.mongo_uri()
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: path.write_bytes("MOT=é".encode("latin-1")), "n'est pas en UTF-8 : enregistrez-le"),
+        (lambda path: path.mkdir(), "Ce compte ne peut pas lire .* rendez-le lisible"),
+        (lambda path: path.write_text("A=1\n\nbonjour à tous\nB=2\n"), "La ligne 3 de .* n'est ni « NOM=valeur » ni"),
+        (lambda path: path.write_text("A='1\n"), "La ligne 1 de .* mettez un « # » devant"),
+    ],
+)
+def test_an_env_nobody_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object], sentence: str
+) -> None:
+    """Un autre encodage, un fichier fermé (ici, un dossier : root lit tout), une ligne perdue : une phrase."""
+    write(tmp_path / ".env")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    with pytest.raises(PipelineError, match=sentence):
+        settings.defaults.__wrapped__()
+
+
+def test_without_env_everything_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pas de .env : aucun réglage, et ce n'est pas une panne."""
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    assert settings.defaults.__wrapped__() == {}
 
 
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

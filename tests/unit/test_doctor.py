@@ -2,6 +2,7 @@
 
 import json
 import os
+import logging
 import subprocess
 import sys
 import time
@@ -9,9 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from dotenv import dotenv_values
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from commun import settings
+from commun.errors import PipelineError
 from commun.kafka import _FOREIGN, _KUBERNETES
 from commun.settings import ROOT, defaults
 from exercice1 import consumer as csv_consumer
@@ -199,9 +206,9 @@ def test_a_closed_jar_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_paths() -> None:
-    """Deux points, virgule ou barre oblique inverse dans le chemin."""
-    assert machine.judge_path(Path("/home/élève/mes projets/l'été")) == []
-    assert states(machine.judge_path(Path("/a:b/c,d"))) == [WARNING, WARNING]
+    """Deux points dans le chemin ; une virgule et une barre oblique inverse n'y gênent personne."""
+    assert machine.judge_path(Path("/home/élève/mes projets/l'été, à\\part")) == []
+    assert "/a:b" in the(machine.judge_path(Path("/a:b/c,d"))).message
 
 
 @pytest.mark.parametrize(("free", "state"), [(0.5, PROBLEM), (2, WARNING), (20, OK)])
@@ -233,6 +240,7 @@ def test_env_file() -> None:
     text = env_file.ENV.read_text(encoding="utf-8")
     assert the(env_file.judge_env(text)).state == OK
     assert the(env_file.judge_env(None)).state == PROBLEM
+    assert "la ligne 2 " in the(env_file.judge_env("# mots de passe\n:-) bonjour\n" + text)).message
     assert "UTF-8" in the(env_file.judge_env(text + "# d\ufffdj\ufffd")).message
     lacking = the(env_file.judge_env(text.replace("PIPELINE_USER=pipeline", "PIPELINE_USER=")))
     assert (lacking.state, "PIPELINE_USER" in lacking.message) == (PROBLEM, True)
@@ -240,6 +248,69 @@ def test_env_file() -> None:
     doubtful = text.replace("MONGO_PASSWORD=pipeline-local", "MONGO_PASSWORD=a$b")
     assert "MONGO_PASSWORD" in the(env_file.judge_env(doubtful)).message
     assert "22 caractères" in the(env_file.judge_env(text.replace("c3RyZWFtLXBpcGVsaW5lLQ", "court"))).message
+
+
+def test_a_comment_a_quote_or_an_export_is_nothing_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ce que python-dotenv lit bien est bon : commentaires, export, guillemets, BOM ; mêmes valeurs."""
+    text = env_file.ENV.read_text(encoding="utf-8")
+    own = text.replace("=9092\n", "=9092 # le premier broker\n").replace("=admin\n", "='admin'\n")
+    own = "\ufeff" + own.replace("MONGO_USER=pipeline\n", 'export MONGO_USER = "pipeline"   # le compte des scripts\n')
+    assert own.count("# le") == text.count("# le") + 2
+    assert the(env_file.judge_env(own)).state == OK
+    (tmp_path / ".env").write_text(own, encoding="utf-8")
+    monkeypatch.setattr(env_file, "ENV", tmp_path / ".env")
+    assert env_file.read_env() == defaults()
+
+
+def some(*pieces: str, most: int = 14) -> st.SearchStrategy[str]:
+    """Des morceaux de ``pieces``, mis bout à bout."""
+    return st.lists(st.sampled_from(pieces), max_size=most).map("".join)
+
+
+BEFORE, EQUAL = some("export ", "export", " ", "\ufeff", most=2), some("=", " ", "\t", most=3)
+VALUE = some("x", "é", "#", " #", "'", '"', "\\", "n", "$A", " ", most=6)
+QUOTED = st.tuples(some("x", "#", "\\", "\\'", '\\"', "n", "\n", most=5), st.sampled_from("'\"")).map(
+    lambda value: f"{value[1]}{value[0]}{value[1]}"
+)
+AFTER = some(" ", "\t", "# c", "z", "\x0b", "\x85", "\r", most=3)
+SETTING = st.tuples(BEFORE, st.sampled_from(("A", "B", "'A'", "'", "#")), EQUAL, VALUE | QUOTED, AFTER).map("".join)
+
+
+@hypothesis.settings(max_examples=400)
+@given(st.lists(SETTING, max_size=4).map("\n".join) | st.text(st.characters(codec="utf-8")))
+@example("A= # rien")
+@example('A= "sans fin\nB=1')
+@example('A="sans fin\nB=1')
+@example("A='\\n \\\\ \\''")
+@example('A="\\n \\\\ \\""')
+@example("A='deux\nlignes' de trop\nB=1")
+def test_env_is_read_as_the_scripts_read_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """N'importe quel texte : les mêmes valeurs que python-dotenv, et les mêmes lignes refusées que par les scripts."""
+    root = tmp_path_factory.getbasetemp()
+    (root / ".env").write_bytes(text.encode())
+    found, wrong = env_file.parse_env(text)
+    logging.disable()  # il dit en anglais ce qu'il ne lit pas
+    try:
+        assert found == {name: value or "" for name, value in dotenv_values(root / ".env", interpolate=False).items()}
+    finally:
+        logging.disable(logging.NOTSET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "ROOT", root)
+        if wrong:
+            with pytest.raises(PipelineError, match=f"^La ligne {wrong[0]} de .* corrigez-la"):
+                defaults.__wrapped__()
+        else:
+            assert defaults.__wrapped__() == found
+
+
+def test_an_env_this_account_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un .env fermé (ici, un dossier : root lit tout) : un problème ; les autres contrôles n'en font pas un de plus."""
+    monkeypatch.setattr(env_file, "ENV", tmp_path)
+    finding = the(env_file.env_file())
+    assert (finding.state, "chmod 644" in finding.cure) == (PROBLEM, True)
+    assert env_file.read_env() == {}
+    monkeypatch.setattr(env_file, "ENV", tmp_path / "absent")
+    assert "manque" in the(env_file.env_file()).message
 
 
 def test_cluster_id(tmp_path: Path) -> None:
@@ -316,6 +387,8 @@ def test_port_numbers() -> None:
     assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
     assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": "9092"})).message
     assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": "10092"})).message
+    for inner in ("9081", "9082", "9083"):  # ceux de Flink
+        assert f"{inner} est à la fois celui de connect" in the(ports.judge_numbers(good | {"connect": inner})).message
 
 
 def test_port_holders() -> None:
@@ -504,7 +577,11 @@ def test_a_question_kafka_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_setting() -> None:
     """Une propriété que librdkafka ne connaît pas."""
     refused = "Réglage refusé par le client Kafka : No such property. Vérifiez vos variables KAFKA_…."
-    assert the(kafka.judge_brokers(Cluster(THREE, refused=refused), local=True)).message.endswith("No such property")
+    finding = the(kafka.judge_brokers(Cluster(THREE, refused=refused), local=True))
+    assert (finding.state, finding.message.endswith("No such property")) == (PROBLEM, True)
+    assert finding.cure == "Vérifiez vos variables KAFKA_…."
+    elsewhere = the(kafka.judge_brokers(Cluster(THREE, refused="Le .env est perdu : retrouvez-le."), local=True))
+    assert (elsewhere.message, elsewhere.cure) == ("Le .env est perdu", "Retrouvez-le.")
 
 
 @pytest.mark.parametrize(("name", "change", "state", "words"), [
@@ -617,6 +694,10 @@ def test_mongodb_failures() -> None:
     assert "ne répond pas" in the(mongodb.judge_mongo_failure(None, "", login(), "rien n'y écoute")).message
     assert "personne n'y répond" in the(mongodb.judge_mongo_failure(None, "x", login(local=False), "")).message
     assert "« non »" in the(mongodb.judge_mongo_failure(13, "non", login(), "")).message
+    admin = replace(login(), user="admin", spare=("MONGO_ADMIN_USER", "MONGO_ADMIN_PASSWORD"))
+    spare = the(mongodb.judge_mongo_failure(18, "", admin, ""))
+    assert (spare.state, "le compte admin" in spare.message) == (WARNING, True)
+    assert "MONGO_ADMIN_PASSWORD" in spare.cure
 
 
 POSTGRES = postgresql.Postgres(180_004, "18.4", "UTF8", read_only=False, may_create=True, ahead=0)
@@ -651,7 +732,8 @@ def test_postgresql_failures(said: str, silence: str, words: str) -> None:
     """Refusé par le serveur, ou pas de serveur : chacun sa phrase. Pour le rôle tableau, un avertissement."""
     finding = the(postgresql.judge_postgres_failure(said, login(), silence))
     assert (finding.state, words in finding.message) == (PROBLEM, True), finding
-    assert postgresql.judge_postgres_failure(said, replace(login(), reader=True), silence).state == WARNING
+    reader = replace(login(), spare=("TABLEAU_PASSWORD",))
+    assert postgresql.judge_postgres_failure(said, reader, silence).state == WARNING
 
 
 # --- Le compte rendu ---
@@ -677,6 +759,21 @@ def test_a_failing_check_is_unknown() -> None:
     assert (broke.state, "quelque chose (ValueError)" in broke.message) == (UNKNOWN, True)
     assert (late.state, late.message) == (UNKNOWN, "pas de réponse en 0.2 s")
     assert good.state == OK
+
+
+@pytest.mark.parametrize(("sentence", "message", "cure"), [
+    ("PGSERVICE est posée : elle est vide : retirez-la (« unset PGSERVICE »).", "PGSERVICE est posée : elle est vide",
+     "Retirez-la (« unset PGSERVICE »)."),
+    ("Réglage refusé : x. Vérifiez vos variables.", "Réglage refusé : x", "Vérifiez vos variables."),
+    ("Rien ne va.", "Rien ne va.", "Corrigez cela, puis relancez « doctor »."),
+])  # fmt: skip
+def test_what_stops_a_script_is_a_problem(sentence: str, message: str, cure: str) -> None:
+    """La phrase d'un script, levée dans un contrôle, est un problème ; ce qu'elle dit de faire est le remède."""
+
+    def refused() -> list[Finding]:
+        raise PipelineError(sentence)
+
+    assert report.examine({"x": refused}) == [Finding("x", PROBLEM, message, cure)]
 
 
 def test_a_missing_package_is_unknown() -> None:

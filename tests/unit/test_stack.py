@@ -287,6 +287,17 @@ def test_two_services_never_share_a_port(monkeypatch: pytest.MonkeyPatch) -> Non
         Stack()
 
 
+@pytest.mark.parametrize("offset", [0, 1000, 1001, 1002])
+def test_up_keeps_the_ports_of_flink_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    """Un port de Flink donné à Connect : dit par « up » même, et pas le jour où l'on voudra Flink."""
+    port = Stack().ports["jobmanager"] + offset
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    monkeypatch.setenv("PORT_CONNECT", str(port))
+    with pytest.raises(PipelineError, match=f"{port} .* connect .PORT_CONNECT. et de .* .PORT_FLINK."):
+        services_main.up(Stack())
+    assert not (tmp_path / "pile").exists()
+
+
 def test_two_stacks_do_not_share_their_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Les exports par défaut sont ceux de la pile ; EXPORT_DIR l'emporte."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path))
