@@ -295,8 +295,9 @@ def test_port_numbers() -> None:
     good = {name: defaults()[variable] for name, variable in ports.VARIABLES.items()}
     assert ports.judge_numbers(good) == []
     assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
-    assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": "9092"})).message
-    assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": "10092"})).message
+    assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": good["kafka1"]})).message
+    internal = str(int(good["kafka1"]) + ports.CONTROLLER_OFFSET)
+    assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": internal})).message
 
 
 def test_port_holders() -> None:
