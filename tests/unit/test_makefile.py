@@ -23,7 +23,7 @@ def test_a_foreign_log_level_stops_no_server(monkeypatch: pytest.MonkeyPatch, te
 
 
 def test_an_unfinished_installation_is_not_one_to_activate() -> None:
-    """pip interrompu : dans le .venv du projet, activer ne changerait rien ; ailleurs, c'est le remède."""
+    """Installation interrompue : dans le .venv du projet, activer ne changerait rien ; ailleurs, c'est le remède."""
     inside = missing_packages(["psutil"], ROOT / ".venv")
     assert ("(psutil)" in inside, "make install" in inside, "activez" in inside) == (True, True, False)
     outside = missing_packages(["psutil"], Path("/usr"))
