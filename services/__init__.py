@@ -27,7 +27,7 @@ _VENV = Path(__file__).resolve().parent.parent / ".venv"
 
 
 def missing_packages(names: Sequence[str], prefix: Path) -> str:
-    """Ce qui manque, et le remède : activer le .venv du projet, sauf si ``prefix``, l'environnement d'ici, est déjà lui."""
+    """Ce qui manque, et le remède : activer le .venv du projet, sauf si ``prefix``, celui d'ici, est déjà lui."""
     ours = prefix.resolve() == _VENV.resolve()  # son installation n'est donc pas achevée
     cure = "« make install » achève l'installation" if ours else "activez l'environnement « source .venv/bin/activate »"
     return (
