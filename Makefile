@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,10 @@ status: | $(BIN)/python  ## état des serveurs
 reconcile: | $(BIN)/python  ## compare les ventes à chaque étape, quand vous voulez
 	@$(if $(MOVED),echo "Le projet a changé de dossier depuis l'installation : « make install » refait $(VENV)." >&2; exit 1)
 	cd exercice3 && ../$(BIN)/python reconcile.py
+
+SQL ?=
+psql: | $(BIN)/python  ## PostgreSQL en SQL, rien à installer (une seule requête : SQL='TABLE ventes LIMIT 5')
+	@$(BIN)/python -m services.psql $(if $(value SQL),--command "$$SQL")
 
 reset: | $(BIN)/python  ## arrête les serveurs, efface leurs données et les ventes exportées (OUI=1 : sans demander)
 	$(BIN)/python -m services reset $(if $(OUI),--oui)

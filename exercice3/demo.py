@@ -172,7 +172,7 @@ def how_to_go_on() -> str:
 Les serveurs restent en marche. Et maintenant :
   voir      : make apercu, puis http://localhost:{os.environ.get("PORT_APERCU") or 8501}
   Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
-  psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
+  SQL       : make psql, ou votre programme : postgresql://tableau:{password}@{host}:{port}/{base}
   à la main : {ACTIVATE}, cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
   pannes    : .venv/bin/python -m services kill kafka2
   vérifier  : make reconcile

@@ -15,7 +15,7 @@ from services.doctor.environment import judge_project
 from services.doctor.report import OK, PROBLEM
 from services.doctor.variables import judge_variables
 
-# Une doublure de python : dit où elle est lancée, et avec quoi ; « venv » et « pip » laissent ce que les vrais laissent.
+# Une doublure de python : dit où elle est lancée, avec quoi ; « venv » et « pip » laissent ce que les vrais laissent.
 PYTHON = """#!/bin/sh
 echo "$(pwd -P) : $*"
 packages=.venv/lib/python3.11/site-packages
@@ -75,7 +75,7 @@ def test_a_moved_project_is_installed_again(project: Path, copied: bool) -> None
 
 
 def test_the_environment_of_another_copy_is_left_alone(project: Path) -> None:
-    """Un .venv qui n'est qu'un lien vers celui d'une autre copie : le lien est remplacé, l'autre copie reste entière."""
+    """Un .venv qui n'est qu'un lien vers celui d'une autre copie : le lien est remplacé, l'autre reste entière."""
     place = project.parent / "autre part"
     shutil.copytree(project, place, ignore=shutil.ignore_patterns(".venv"))
     (place / ".venv").symlink_to(project / ".venv")
@@ -103,6 +103,14 @@ def test_cdpath_leads_nowhere_else(project: Path) -> None:
     (project.parent / "autre" / "exercice3").mkdir(parents=True)
     done = make(project, "reconcile", CDPATH=str(project.parent / "autre"))
     assert f"{project}/exercice3 : reconcile.py" in done.stdout
+
+
+def test_psql(project: Path) -> None:
+    """« make psql » ouvre une console ; SQL=… y va tel quel, guillemets compris."""
+    assert make(project, "psql").stdout == f"{project} : -m services.psql\n"
+    query = """SELECT 'l''été' AS "x y" """
+    assert make(project, "psql", f"SQL={query}").stdout == f"{project} : -m services.psql --command {query}\n"
+    assert make(project, "psql", SQL=query).stdout == f"{project} : -m services.psql --command {query}\n"
 
 
 def test_doctor_after_a_move() -> None:
