@@ -10,7 +10,6 @@ Termine avec le code 0 si toutes les ventes sont arrivées une fois, au centime 
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ import psycopg2
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.settings import postgres_dsn, refuse_elsewhere, setting
-from commun.systems import ACTIVATE, ask_to_stop, own_group
+from commun.systems import ACTIVATE, STOPPED_EARLY, ask_to_stop, own_group
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000
@@ -70,7 +69,7 @@ def finish(scripts: Sequence[Script]) -> list[int]:
     asked = [ask_to_stop(script.process) for script in scripts]
     codes = [script.process.wait(60) for script in scripts]
     # Tué, faute de pouvoir demander ou parce qu'il ouvrait à peine les yeux : son code ne dit rien.
-    return [code if polite and code != -signal.SIGTERM else 0 for code, polite in zip(codes, asked, strict=True)]
+    return [code if polite and code != STOPPED_EARLY else 0 for code, polite in zip(codes, asked, strict=True)]
 
 
 def ventes_in_postgres() -> int:

@@ -12,6 +12,7 @@ import pytest
 from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
 from services.stack import Stack
+from tableau.workbook import Server
 from tests.lab import CsvLab, Lab, expected, wait_until
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,6 +84,20 @@ def check_python(words: list[str]) -> None:
         assert any(options <= options_of(script) for script in homonyms), words
 
 
+def check_compose(words: list[str]) -> None:
+    """Une commande « docker-compose … » : profils, commande et service qui existent, et ce qui y est exécuté."""
+    profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
+    assert profiles <= {"flink", "ui", "pipeline"}
+    assert {"up", "down", "ps", "logs", "exec", "stop"} & set(words), words
+    if "exec" in words:
+        service, *inside = words[words.index("exec") + 1 :]
+        assert f"\n  {service}:\n" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+        if inside[0] == "psql":
+            assert inside[-1] == Server().database
+        else:
+            check_python(inside)
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_exists(command: str) -> None:
     """Chaque commande du README désigne une cible, un script et des options qui existent."""
@@ -108,14 +123,7 @@ def test_every_command_exists(command: str) -> None:
         case "pip":
             assert (ROOT / words[-1]).is_file()
         case "docker-compose":
-            profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
-            assert profiles <= {"flink", "ui", "pipeline"}
-            assert {"up", "down", "ps", "logs", "exec", "stop"} & set(words), command
-            if "exec" in words:
-                service, *inside = words[words.index("exec") + 1 :]
-                assert f"\n  {service}:\n" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-                if inside[0] != "psql":
-                    check_python(inside)
+            check_compose(words)
         case "psql":
             assert defaults()["TABLEAU_PASSWORD"] in command
         case _:
