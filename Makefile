@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# « python -m pip », car le programme pip porte en première ligne le chemin de .venv à sa naissance.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Le cd d'une recette va dans le dossier d'ici, pas dans celui d'une autre copie.
+unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile
+.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,9 +16,18 @@ help:            ## cette liste
 # Une phrase si Python n'est pas de ceux du projet.
 CHECK_PYTHON = $(PYTHON) -c 'import os, shutil, sys; v = sys.version_info[:2]; mongod = shutil.which(os.environ.get("MONGOD") or "mongod"); sys.exit(None if (3, 11) <= v <= (3, 13) or v == (3, 14) and mongod else "Il faut Python 3.11, 3.12 ou 3.13, ou 3.14 avec mongod (ici : %d.%d). Essayez : make PYTHON=python3.13" % v)'
 
+# pip note dans .venv le dossier du projet. S'il n'a rien noté, il n'a pas fini ; si ce n'est pas le dossier d'ici, le
+# projet a été déplacé, ou copié avec son .venv, dont les programmes visent l'ancien : « make install » refait tout.
+NOTED := $(wildcard $(VENV)/lib/python*/site-packages/*streaming_data_pipeline.pth)
+MOVED := $(if $(NOTED),$(shell grep -qxF -- "$$(pwd -P)" $(NOTED) || echo oui))
+ifneq ($(if $(NOTED),$(MOVED),oui),)
+.PHONY: $(VENV)/installed
+endif
+
 # Ce qu'il faut pour les scripts et les serveurs.
 $(VENV)/installed: requirements.txt services/requirements.txt pyproject.toml
 	@$(CHECK_PYTHON)
+	@$(if $(MOVED),echo "Le projet a changé de dossier depuis l'installation : $(VENV) est refait."; rm -rf $(VENV))
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installation des paquets dans $(VENV) (une minute ou deux, la première fois)…"
 	$(PIP) -r requirements.txt -r services/requirements.txt
@@ -56,7 +68,7 @@ bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 
 .venv-peers/installed: bench/peers/requirements.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 bench-windows: services .venv-peers/installed  ## les fenêtres comparées à Flink, Quix Streams et Bytewax
@@ -97,7 +109,12 @@ status: | $(BIN)/python  ## état des serveurs
 	$(BIN)/python -m services status
 
 reconcile: | $(BIN)/python  ## compare les ventes à chaque étape, quand vous voulez
+	@$(if $(MOVED),echo "Le projet a changé de dossier depuis l'installation : « make install » refait $(VENV)." >&2; exit 1)
 	cd exercice3 && ../$(BIN)/python reconcile.py
+
+SQL ?=
+psql: | $(BIN)/python  ## PostgreSQL en SQL, rien à installer (une seule requête : SQL='TABLE ventes LIMIT 5')
+	@$(BIN)/python -m services.psql $(if $(value SQL),--command "$$SQL")
 
 reset: | $(BIN)/python  ## arrête les serveurs, efface leurs données et les ventes exportées (OUI=1 : sans demander)
 	$(BIN)/python -m services reset $(if $(OUI),--oui)

@@ -17,6 +17,8 @@ from commun.errors import PipelineError
 log = logging.getLogger("pipeline")
 
 PORT_MAX = 65_535
+LEVELS = ("debug", "info", "warning", "error")
+LEVEL = "info"
 
 # argparse ne parle qu'anglais : ses phrases, et les nôtres.
 _FRENCH = (
@@ -64,13 +66,21 @@ class Parser(argparse.ArgumentParser):
         text = help + (f" [{' ; '.join(notes)}]" if notes else "")
         self.add_argument(name, default=default, help=text.replace("%", "%%"), **kwargs)
 
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Lit les options, puis ouvre le journal au niveau demandé par ``--log-level``."""
+    def parse(self, argv: Sequence[str] | None, *, any_level: bool = False) -> argparse.Namespace:
+        """Lit les options, puis ouvre le journal au niveau demandé par ``--log-level``.
+
+        ``any_level`` : une variable LOG_LEVEL qui n'est pas un niveau vaut « info », au lieu d'être refusée. C'est
+        pour qui doit marcher quoi qu'il y ait dans ce terminal.
+        """
         self.option(
-            "--log-level", env="LOG_LEVEL", default="info", choices=("debug", "info", "warning", "error"),
+            "--log-level", env="LOG_LEVEL", default=LEVEL, type=str.lower, choices=LEVELS,
             help="détail du journal, écrit sur la sortie d'erreur",
         )  # fmt: skip
         args = self.parse_args(argv)
+        if args.log_level not in LEVELS:  # argparse ne compare pas une valeur par défaut aux choix
+            if not any_level:
+                self.error(f"LOG_LEVEL={args.log_level} : ce n'est pas un niveau ({', '.join(LEVELS)})")
+            args.log_level = LEVEL
         logging.basicConfig(
             level=args.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
         )

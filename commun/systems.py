@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 # Longueur d'un chemin de socket Unix, en octets, sans le zéro final.
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+# Code de sortie d'un script à qui l'arrêt est demandé avant qu'il sache l'entendre : il n'a encore rien en vol.
+STOPPED_EARLY = 0xC000013A if sys.platform == "win32" else -signal.SIGTERM
 ACTIVATE = r".venv\Scripts\activate" if sys.platform == "win32" else "source .venv/bin/activate"
 
 SLICE_SECONDS = 0.1  # Windows : un Ctrl-C n'est vu qu'entre deux attentes

@@ -22,7 +22,7 @@ import psycopg2
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.settings import postgres_dsn, refuse_elsewhere, setting
-from commun.systems import ACTIVATE, ask_to_stop, own_group
+from commun.systems import ACTIVATE, STOPPED_EARLY, ask_to_stop, own_group
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000
@@ -30,6 +30,11 @@ RATE = 1000.0
 EVERY_SECONDS = 3
 TIMEOUT_SECONDS = 300
 PROGRESS_SECONDS = 2.0
+RECONCILE_SECONDS = 0.2
+INTERRUPTED = (
+    "Démonstration interrompue : les ventes déjà parties sont dans Kafka, MongoDB ou les fichiers exportés, rien n'est "
+    "perdu. Le prochain « make demo » les mènera au bout, avec les siennes."
+)
 
 
 class Script:
@@ -55,11 +60,16 @@ class Script:
                 f"{self.name}.py s'est arrêté (code {self.process.returncode}) : lisez ses lignes ci-dessus."
             )
 
-    def finish(self) -> int:
-        """Demande l'arrêt comme Ctrl-C et attend ; renvoie le code de sortie."""
-        asked = ask_to_stop(self.process)
-        code = self.process.wait(60)
-        return code if asked else 0  # tué faute de pouvoir demander : son code ne dit rien
+
+def finish(scripts: Sequence[Script]) -> list[int]:
+    """Demande l'arrêt à tous, comme Ctrl-C, puis les attend ; renvoie les codes de sortie.
+
+    Tous d'abord : un second Ctrl-C n'attend plus, et n'en laisse aucun en marche.
+    """
+    asked = [ask_to_stop(script.process) for script in scripts]
+    codes = [script.process.wait(60) for script in scripts]
+    # Tué, faute de pouvoir demander ou parce qu'il ouvrait à peine les yeux : son code ne dit rien.
+    return [code if polite and code != STOPPED_EARLY else 0 for code, polite in zip(codes, asked, strict=True)]
 
 
 def ventes_in_postgres() -> int:
@@ -98,6 +108,18 @@ def follow(producer: Script, others: Sequence[Script], goal: int, stop: Stop) ->
         stop.wait(PROGRESS_SECONDS)
 
 
+def reconcile(stop: Stop) -> tuple[int, str] | None:
+    """Compare les ventes à chaque étape : le code de reconcile.py et sa table ; None si l'arrêt est demandé."""
+    command = [sys.executable, "reconcile.py", "--wait", "60"]
+    with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, encoding="utf-8", **own_group()) as process:
+        while not stop and process.poll() is None:
+            stop.wait(RECONCILE_SECONDS)
+        if stop:
+            ask_to_stop(process)
+        table, _ = process.communicate()
+    return None if stop else (process.returncode, table)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
@@ -123,26 +145,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         Script("schedule_export", "--every", f"{args.every:g}"),
         Script("pg", "--watch", "--every", "1"),
     ]
+    verdict = None
     try:
         follow(producer, others, goal, stop)
-        verdict = subprocess.run(
-            [sys.executable, "reconcile.py", "--wait", "60"],
-            cwd=FOLDER,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            check=False,
-        )
+        verdict = None if stop else reconcile(stop)
     finally:
-        codes = [script.finish() for script in (producer, *others)]
-    if stop:
-        print("Démonstration interrompue : les ventes en route restent dans Kafka et MongoDB, rien n'est perdu.")
-        return 0
-    print(f"\n$ cd exercice3 && python reconcile.py\n{verdict.stdout}", end="")
+        codes = finish((producer, *others))
+    code, table = verdict or (0, "")
+    if verdict:
+        print(f"\n$ cd exercice3 && python reconcile.py\n{table}", end="")
     if any(codes):
         raise PipelineError("Un script s'est mal terminé : lisez ses lignes ci-dessus.")
-    if verdict.returncode == 0:
+    if verdict is None:
+        print(INTERRUPTED)
+    elif code == 0:
         print(how_to_go_on())
-    return verdict.returncode
+    return code
 
 
 def how_to_go_on() -> str:
@@ -153,7 +171,7 @@ def how_to_go_on() -> str:
 Les serveurs restent en marche. Et maintenant :
   voir      : make apercu, puis http://localhost:{os.environ.get("PORT_APERCU") or 8501}
   Tableau   : tableau/ventes.twb, mot de passe {password} (serveur {host}:{port}, base {base}, rôle tableau)
-  psql      : psql "postgresql://tableau:{password}@{host}:{port}/{base}" -c "TABLE ventes LIMIT 5"
+  SQL       : make psql, ou votre programme : postgresql://tableau:{password}@{host}:{port}/{base}
   à la main : {ACTIVATE}, cd exercice3, puis python producer.py (et les autres, chacun dans son terminal)
   pannes    : .venv/bin/python -m services kill kafka2
   vérifier  : make reconcile

@@ -339,7 +339,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
     parser.option("--oui", action="store_true", help="« reset » efface sans demander")
-    args = parser.parse(argv)
+    args = parser.parse(argv, any_level=True)
     if args.oui and args.command != "reset":
         parser.error("--oui va avec « reset »")
     if (args.command in ("logs", "kill", "pause", "resume", "stop", "restart")) != (args.name is not None):

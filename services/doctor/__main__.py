@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     parser = Parser(__doc__, prog="python -m services doctor")
     parser.option("--json", action="store_true", help="une liste d'objets : check, state, message, cure")
-    args = parser.parse(argv)
+    args = parser.parse(argv, any_level=True)
     checks: dict[str, Check] = {}
     for module in MODULES:
         checks |= load(module)

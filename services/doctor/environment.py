@@ -81,13 +81,19 @@ def judge_packages(
     return notes.or_ok(f"{len(scripts) + len(servers)} paquets, aux versions épinglées")
 
 
-def judge_project(folder: Path | None, root: Path) -> Finding:
-    """D'où un script lancé dans son dossier importe-t-il ``commun`` ? ``folder`` : None s'il ne le trouve pas."""
+def judge_project(folder: Path | None, root: Path, *, ours: bool = False) -> Finding:
+    """D'où un script lancé dans son dossier importe-t-il ``commun`` ? ``folder`` : None s'il ne le trouve pas.
+
+    ``ours`` : ce programme tourne dans le .venv du projet. Déplacé avec lui, cet environnement ne s'active plus.
+    """
     if folder is None:
+        again = "« make install » refait .venv (sans make, effacez ce dossier et recommencez l'installation)"
         return problem(
             "projet",
             "un script lancé dans son dossier ne trouverait pas le module commun",
-            "Depuis la racine du projet : « pip install -e . », dans l'environnement activé.",
+            f"Le projet a-t-il changé de dossier ? {again} ; puis {ACTIVATE}."
+            if ours
+            else "Depuis la racine du projet : « pip install -e . », dans l'environnement activé.",
         )
     if folder != root:
         return problem(
@@ -118,9 +124,14 @@ def judge_terminal(python: str | None, prefix: str, executable: str) -> Finding:
     return ok("terminal", f"« python » est {python}")
 
 
+def is_current(venv: Path) -> bool:
+    """Vrai si ce programme tourne dans cet environnement."""
+    return Path(sys.prefix).resolve() == venv.resolve()
+
+
 def not_activated(venv: Path) -> bool:
     """Vrai si l'environnement du projet est installé, et que ce programme tourne ailleurs."""
-    return (venv / "installed").exists() and Path(sys.prefix).resolve() != venv.resolve()
+    return (venv / "installed").exists() and not is_current(venv)
 
 
 def packages() -> list[Finding]:
@@ -133,6 +144,6 @@ def packages() -> list[Finding]:
 CHECKS: dict[str, Check] = {
     "Python": lambda: [judge_python(tuple(sys.version_info[:3]), sys.executable)],
     "paquets": packages,
-    "projet": lambda: [judge_project(imported_from(ROOT), ROOT)],
+    "projet": lambda: [judge_project(imported_from(ROOT), ROOT, ours=is_current(ROOT / ".venv"))],
     "terminal": lambda: [judge_terminal(shutil.which("python"), sys.prefix, sys.executable)],
 }

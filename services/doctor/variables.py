@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from commun.cli import LEVELS
 from services.doctor.env_file import read_env
 from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes
 
@@ -80,6 +81,8 @@ def judge_variables(environ: Mapping[str, str], defaults: Mapping[str, str]) -> 
             continue
         if name.startswith("KAFKA_"):
             state, effect = _kafka_effect(name.removeprefix("KAFKA_"), text)
+        elif name == "LOG_LEVEL":
+            state, effect = _level_effect(text)
         else:
             state, effect = WARNING, _effect(name, text, defaults)
         if effect:
@@ -102,6 +105,13 @@ def _kafka_effect(name: str, text: str) -> tuple[str, str]:
     if key in GUARANTEED:
         return PROBLEM, f"changerait « {key} », sur quoi repose la garantie d'un script, qui refuse de démarrer"
     return WARNING, f"règle « {key} » dans le client Kafka de chaque script"
+
+
+def _level_effect(text: str) -> tuple[str, str]:
+    """Ce que la variable LOG_LEVEL arrête ; une phrase vide si rien."""
+    if text.lower() in LEVELS:
+        return OK, ""
+    return PROBLEM, f"ce n'est pas un niveau de journal ({', '.join(LEVELS)}) : les scripts refusent de démarrer"
 
 
 def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: PLR0911 - un par cas

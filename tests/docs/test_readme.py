@@ -12,6 +12,7 @@ import pytest
 from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
 from services.stack import Stack
+from tableau.workbook import Server
 from tests.lab import CsvLab, Lab, expected, wait_until
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +21,7 @@ SHEETS = {
     name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("exercice1", "exercice2", "tableau")
 }
 SHEET = SHEETS["exercice1"]
+CONNECT_PORT, POSTGRES_PORT = "8083", "5432"  # ceux du .env livré ; le vôtre peut en avoir d'autres
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
     *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
@@ -82,6 +84,20 @@ def check_python(words: list[str]) -> None:
         assert any(options <= options_of(script) for script in homonyms), words
 
 
+def check_compose(words: list[str]) -> None:
+    """Une commande « docker-compose … » : profils, commande et service qui existent, et ce qui y est exécuté."""
+    profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
+    assert profiles <= {"flink", "ui", "pipeline"}
+    assert {"up", "down", "ps", "logs", "exec", "stop"} & set(words), words
+    if "exec" in words:
+        service, *inside = words[words.index("exec") + 1 :]
+        assert f"\n  {service}:\n" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+        if inside[0] == "psql":
+            assert inside[-1] == Server().database
+        else:
+            check_python(inside)
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_exists(command: str) -> None:
     """Chaque commande du README désigne une cible, un script et des options qui existent."""
@@ -95,7 +111,7 @@ def test_every_command_exists(command: str) -> None:
         case "python3" | "source":
             assert command in ("python3 -m venv .venv", "source .venv/bin/activate")
         case "curl":
-            assert f"localhost:{defaults()['PORT_CONNECT']}/connectors" in words[-1], command
+            assert f"localhost:{CONNECT_PORT}/connectors" in words[-1], command
             assert all((ROOT / word[1:]).is_file() for word in words if word.startswith("@"))
         case "echo":
             assert (ROOT / "exercice1" / words[-1]).is_file()
@@ -107,13 +123,7 @@ def test_every_command_exists(command: str) -> None:
         case "pip":
             assert (ROOT / words[-1]).is_file()
         case "docker-compose":
-            profiles = {words[number + 1] for number, word in enumerate(words) if word == "--profile"}
-            assert profiles <= {"flink", "ui", "pipeline"}
-            assert {"up", "down", "ps", "logs", "exec", "stop"} & set(words), command
-            if "exec" in words:
-                service, *inside = words[words.index("exec") + 1 :]
-                assert f"\n  {service}:\n" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-                check_python(inside)
+            check_compose(words)
         case "psql":
             assert defaults()["TABLEAU_PASSWORD"] in command
         case _:
@@ -149,17 +159,20 @@ def test_every_variable_is_documented(script: str) -> None:
         assert variable in FRENCH, f"{variable} manque dans le README"
 
 
-def test_psql_line_works(lab: Lab) -> None:
-    """La ligne psql du README, au port près, avec le psql de la pile locale."""
+def test_psql_lines_work(lab: Lab) -> None:
+    """Les lignes « make psql » et psql du README, au port près, avec le psql de la pile locale."""
     lab.produce(10)
     lab.consume(10)
     lab.run("schedule_export", "--once")
     lab.run("pg")
     (line,) = (line for line in commands() if line.startswith("psql "))
-    words = shlex.split(line.replace(defaults()["PORT_POSTGRES"], setting("PORT_POSTGRES")))
-    done = subprocess.run([Stack().postgres_bin / "psql", *words[1:]], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert {vente.region for vente in expected(10)} <= {row.split("|")[0].strip() for row in done.stdout.splitlines()}
+    (ours,) = (line for line in commands() if line.startswith("make psql SQL="))
+    words = shlex.split(line.replace(POSTGRES_PORT, setting("PORT_POSTGRES")))
+    for command in ([str(Stack().postgres_bin / "psql"), *words[1:]], shlex.split(ours)):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        regions = {row.split("|")[0].strip() for row in done.stdout.splitlines()}
+        assert {vente.region for vente in expected(10)} <= regions
 
 
 def test_every_file_of_the_structure_exists() -> None:
@@ -213,7 +226,7 @@ def test_english_mirrors_french() -> None:
 
 def test_curl_lines_work(csv_lab: CsvLab) -> None:
     """Les lignes curl du README, au port près : le connecteur de l'exercice 1 envoie le fichier d'exemple."""
-    lines = [line.replace(defaults()["PORT_CONNECT"], setting("PORT_CONNECT")) for line in commands()]
+    lines = [line.replace(CONNECT_PORT, setting("PORT_CONNECT")) for line in commands()]
     register, status = sorted((line for line in lines if line.startswith("curl ")), key=len, reverse=True)
     sample = (ROOT / "exercice1" / "data" / "ventes.csv").read_text(encoding="utf-8").splitlines()
 

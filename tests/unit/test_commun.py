@@ -1,6 +1,7 @@
 """Options, réglages, variables d'environnement."""
 
 import argparse
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,33 @@ def test_an_option_reads_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESSAI_EVERY", "-5")
     with pytest.raises(SystemExit):
         parse()
+
+
+@pytest.mark.parametrize(("text", "level"), [("error", "error"), ("DEBUG", "debug"), ("", "info")])
+def test_log_level(monkeypatch: pytest.MonkeyPatch, text: str, level: str) -> None:
+    """LOG_LEVEL règle le journal, en majuscules aussi ; l'option l'emporte, même sur une variable fausse."""
+    opened = []
+    monkeypatch.setattr(logging, "basicConfig", lambda level, **_: opened.append(level))
+    monkeypatch.setenv("LOG_LEVEL", text)
+    assert Parser("Essai.").parse([]).log_level == level
+    monkeypatch.setenv("LOG_LEVEL", "zz")
+    assert Parser("Essai.").parse(["--log-level", "Warning"]).log_level == "warning"
+    assert opened == [level.upper(), "WARNING"]
+
+
+@pytest.mark.parametrize("text", ["trace", "zz"])
+def test_an_unknown_log_level(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Un LOG_LEVEL d'un autre programme : la variable est nommée, code 2 ; ignoré par qui doit toujours marcher."""
+    opened = []
+    monkeypatch.setattr(logging, "basicConfig", lambda level, **_: opened.append(level))
+    monkeypatch.setenv("LOG_LEVEL", text)
+    with pytest.raises(SystemExit) as stopped:
+        Parser("Essai.", prog="essai").parse([])
+    message = f"essai : LOG_LEVEL={text} : ce n'est pas un niveau (debug, info, warning, error). Voyez"
+    assert (stopped.value.code, capsys.readouterr().err[: len(message)]) == (2, message)
+    assert opened == []
+    assert Parser("Essai.").parse([], any_level=True).log_level == "info"
+    assert opened == ["INFO"]
 
 
 @pytest.mark.parametrize(

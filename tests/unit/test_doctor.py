@@ -385,9 +385,11 @@ def test_port_numbers() -> None:
     good = {name: defaults()[variable] for name, variable in ports.VARIABLES.items()}
     assert ports.judge_numbers(good) == []
     assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
-    assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": "9092"})).message
-    assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": "10092"})).message
-    for inner in ("9081", "9082", "9083"):  # ceux de Flink
+    assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": good["kafka1"]})).message
+    internal = str(int(good["kafka1"]) + ports.CONTROLLER_OFFSET)
+    assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": internal})).message
+    for shift in (1000, 1001, 1002):  # ceux de Flink
+        inner = str(int(good["jobmanager"]) + shift)
         assert f"{inner} est à la fois celui de connect" in the(ports.judge_numbers(good | {"connect": inner})).message
 
 
