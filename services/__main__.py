@@ -46,6 +46,7 @@ from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKM
 from services.supervise import State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
+MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
 ANSWERS = "répond"
 LOG_LINES = 40
 
@@ -140,13 +141,15 @@ def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond ; un échec arrête tout."""
     questions = health.checks(stack)
+    youngest = min((state.seconds for name, state in supervisor.states().items() if name in names), default=0)
+    patience = max(MUTE_SECONDS, READY_SECONDS - youngest)
     talking = threading.Lock()
     failures: list[PipelineError] = []
 
     def one(name: str) -> None:
         try:
             seconds = health.wait(
-                name, questions[name], READY_SECONDS, lambda: not failures and supervisor.is_alive(name),
+                name, questions[name], patience, lambda: not failures and supervisor.is_alive(name),
                 stack.logs / f"{name}.log",
             )  # fmt: skip
         except PipelineError as error:
