@@ -109,8 +109,6 @@ class Supervisor:
             _end(self._postgres_left())
         self.stack.remember_ports(wanted)
         for name in wanted:
-            with suppress(xmlrpc.client.Fault):  # il attendait un nouvel essai : il ne l'attend plus
-                self._rpc("stopProcess", name, True)
             try:
                 self._rpc("startProcess", name, False)
             except xmlrpc.client.Fault as fault:

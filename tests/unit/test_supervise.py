@@ -1,13 +1,9 @@
 """Le superviseur : un vrai supervisord, et de petits programmes à la place des serveurs."""
 
 import contextlib
-import logging
-import os
-import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import pytest
 from commun.errors import PipelineError
 from services import __main__ as services_main
 from services import health, supervise
+from services.doctor import supervisor as doctor
 from services.stack import Service, Stack
 from services.supervise import State, Supervisor, is_frozen
 from tests import conftest
@@ -150,6 +147,24 @@ def test_a_frozen_supervisor_is_woken(supervisor: Supervisor, caplog: pytest.Log
     assert f"Le superviseur (pid {process.pid}) était gelé : il est réveillé." in caplog.messages
 
 
+def test_doctor_looks_at_the_supervisor_without_a_word_to_it(supervisor: Supervisor) -> None:
+    """Absent, présent, gelé, mort sous ses services : doctor le dit, et ne le réveille pas."""
+    assert doctor.supervisor() == []
+    start(supervisor)
+    process = supervisord(supervisor)
+    (finding,) = doctor.supervisor()
+    assert (finding.state, f"pid {process.pid}" in finding.message) == ("ok", True)
+    freeze(process)
+    (finding,) = doctor.supervisor()
+    assert (finding.state, "est gelé" in finding.message) == ("warning", True)
+    assert f"kill -CONT {process.pid}" in finding.cure
+    assert is_frozen(process.pid)
+    process.kill()
+    wait_until(lambda: supervisor.process() is None, 5)
+    (finding,) = doctor.supervisor()
+    assert (finding.state, "tournent sans lui" in finding.message) == ("warning", True)
+
+
 def test_a_stranger_with_the_supervisor_s_number_is_left_alone(supervisor: Supervisor) -> None:
     """Supervisord mort, un programme gelé a pris son numéro : ce n'est pas à nous de le réveiller."""
     with subprocess.Popen(["sleep", "60"], cwd=supervisor.stack.data) as stranger:
@@ -201,16 +216,21 @@ def test_a_service_that_has_run_for_long_has_less_time_to_answer(
 ) -> None:
     """Une pile qui démarre a trois minutes ; si tous tournent depuis plus longtemps, un muet n'en a qu'une."""
     asked: list[float] = []
+
+    def wait(_name: str, _check: health.Check, seconds: float, *_: object) -> float:
+        asked.append(seconds)
+        return 0
+
     states = {"mongodb": State("mongodb", "", 1, 100_000), "kafka1": State("kafka1", "", 1, youngest)}
     monkeypatch.setattr(supervisor, "states", lambda: states)
-    monkeypatch.setattr(health, "wait", lambda _name, _check, seconds, *_: asked.append(seconds) or 0.0)
+    monkeypatch.setattr(health, "wait", wait)
     services_main.await_services(supervisor.stack, supervisor, list(states))
     assert asked == [patience, patience]
 
 
 def test_a_mute_service_s_cure_is_named() -> None:
     """Il tourne et se tait : la phrase dit comment le redémarrer."""
-    with pytest.raises(PipelineError, match="mongodb ne répond pas .* « python -m services restart mongodb »"):
+    with pytest.raises(PipelineError, match=r"mongodb ne répond pas .* « python -m services restart mongodb »"):
         health.wait("mongodb", lambda: False, 0, lambda: True, Path("logs/mongodb.log"))
 
 
