@@ -57,7 +57,7 @@ def say(sentence: str) -> None:
 
 
 def up(stack: Stack) -> None:
-    """Installe, démarre et attend tous les services, sauf Flink ; sans effet sur ceux qui tournent."""
+    """Installe, démarre et attend tous les services, sauf Flink ; réveille ceux qui sont gelés, laisse les autres."""
     start = time.monotonic()
     supervisor = Supervisor(stack)
     refuse_other_ports(stack, supervisor)
