@@ -43,7 +43,7 @@ from services import health, install
 from services.flink import Flink
 from services.health import Check
 from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
-from services.supervise import State, Supervisor
+from services.supervise import UNATTENDED, State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
@@ -160,8 +160,8 @@ def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -
 
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(one, names))
-    if failures:
-        raise failures[0]
+    if failures:  # sans superviseur, on ne sait plus qui tourne : ce n'est pas un service qui s'est arrêté
+        raise failures[0] if supervisor.alive() else PipelineError(UNATTENDED)
 
 
 def down(stack: Stack) -> bool:

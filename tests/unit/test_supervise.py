@@ -201,6 +201,15 @@ def test_a_supervisor_that_dies_while_stopping(
         assert not running(pids)
 
 
+def test_a_supervisor_that_dies_while_starting(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supervisord tué pendant que l'on attend les services : c'est lui qui est mort, aucun d'eux ne l'est."""
+    start(supervisor)
+    monkeypatch.setattr(health, "checks", lambda _: dict.fromkeys(NAMES, lambda: False))
+    threading.Timer(0.5, supervisord(supervisor).kill).start()
+    with pytest.raises(PipelineError, match="Aucun superviseur ne répond"):
+        services_main.await_services(supervisor.stack, supervisor, NAMES)
+
+
 def test_stop_does_not_claim_what_it_cannot_do(supervisor: Supervisor) -> None:
     """Supervisord mort, les services tournent : « stop » le dit, au lieu d'annoncer un arrêt qui n'a pas eu lieu."""
     start(supervisor)
