@@ -226,7 +226,7 @@ def restart(stack: Stack, name: str) -> None:
     """Arrête un service s'il tourne, puis le démarre, et attend qu'il réponde."""
     supervisor = Supervisor(stack)
     if not supervisor.alive():
-        raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
+        raise PipelineError(UNATTENDED)
     keep_ports(stack, supervisor)
     if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")

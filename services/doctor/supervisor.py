@@ -30,7 +30,7 @@ def judge_supervisor(pid: int | None, orphans: Sequence[int], *, frozen: bool) -
             warning(
                 "superviseur",
                 f"supervisord (pid {pid}) est gelé : il ne voit plus mourir les serveurs et n'en démarre plus",
-                f"« kill -CONT {pid} », ou n'importe quelle commande de « python -m services », qui le réveille.",
+                "« make services » ou « make status » le réveille.",
             )
         ]
     return [ok("superviseur", f"supervisord (pid {pid}) surveille les serveurs")]

@@ -157,7 +157,7 @@ def test_doctor_looks_at_the_supervisor_without_a_word_to_it(supervisor: Supervi
     freeze(process)
     (finding,) = doctor.supervisor()
     assert (finding.state, "est gelé" in finding.message) == ("warning", True)
-    assert f"kill -CONT {process.pid}" in finding.cure
+    assert "make status" in finding.cure
     assert is_frozen(process.pid)
     process.kill()
     wait_until(lambda: supervisor.process() is None, 5)
@@ -192,7 +192,14 @@ def test_a_supervisor_that_dies_while_stopping(
     """Supervisord tué pendant qu'il arrête des services sourds : l'arrêt se finit sans lui, sans erreur ni reste."""
     monkeypatch.setattr(supervise, "STOP_SECONDS", 1)
     pids = start(supervisor, DEAF)
-    threading.Timer(0.5, supervisord(supervisor).kill).start()
+    process = supervisord(supervisor)
+
+    def rpc(method: str, *arguments: object) -> object:
+        if method == "stopProcess":
+            threading.Timer(0.3, process.kill).start()
+        return Supervisor._rpc(supervisor, method, *arguments)
+
+    monkeypatch.setattr(supervisor, "_rpc", rpc)
     if action == "stop":
         supervisor.stop("kafka1")
         assert running(pids) == {"connect", "postgres"}
@@ -210,13 +217,14 @@ def test_a_supervisor_that_dies_while_starting(supervisor: Supervisor, monkeypat
         services_main.await_services(supervisor.stack, supervisor, NAMES)
 
 
-def test_stop_does_not_claim_what_it_cannot_do(supervisor: Supervisor) -> None:
-    """Supervisord mort, les services tournent : « stop » le dit, au lieu d'annoncer un arrêt qui n'a pas eu lieu."""
+def test_nothing_is_claimed_without_a_supervisor(supervisor: Supervisor) -> None:
+    """Supervisord mort, les services tournent : ni « kafka1 est arrêté », ni « rien ne tourne »."""
     start(supervisor)
     supervisord(supervisor).kill()
     wait_until(lambda: supervisor.process() is None, 5)
-    with pytest.raises(PipelineError, match="Aucun superviseur ne répond"):
-        supervisor.stop("kafka1")
+    for action in (supervisor.stop, supervisor.kill, lambda name: services_main.restart(supervisor.stack, name)):
+        with pytest.raises(PipelineError, match="Aucun superviseur ne répond"):
+            action("kafka1")
 
 
 @pytest.mark.parametrize(("youngest", "patience"), [(5, 175), (100_000, 60)])
