@@ -43,9 +43,10 @@ from services import health, install
 from services.flink import Flink
 from services.health import Check
 from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
-from services.supervise import State, Supervisor
+from services.supervise import UNATTENDED, State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
+MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
 ANSWERS = "répond"
 LOG_LINES = 40
 
@@ -56,7 +57,7 @@ def say(sentence: str) -> None:
 
 
 def up(stack: Stack) -> None:
-    """Installe, démarre et attend tous les services, sauf Flink ; sans effet sur ceux qui tournent."""
+    """Installe, démarre et attend tous les services, sauf Flink ; réveille ceux qui sont gelés, laisse les autres."""
     start = time.monotonic()
     supervisor = Supervisor(stack)
     refuse_other_ports(stack, supervisor)
@@ -141,13 +142,15 @@ def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
     """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond ; un échec arrête tout."""
     questions = health.checks(stack)
+    youngest = min((state.seconds for name, state in supervisor.states().items() if name in names), default=0)
+    patience = max(MUTE_SECONDS, READY_SECONDS - youngest)
     talking = threading.Lock()
     failures: list[PipelineError] = []
 
     def one(name: str) -> None:
         try:
             seconds = health.wait(
-                name, questions[name], READY_SECONDS, lambda: not failures and supervisor.is_alive(name),
+                name, questions[name], patience, lambda: not failures and supervisor.is_alive(name),
                 stack.logs / f"{name}.log",
             )  # fmt: skip
         except PipelineError as error:
@@ -158,8 +161,8 @@ def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -
 
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(one, names))
-    if failures:
-        raise failures[0]
+    if failures:  # sans superviseur, on ne sait plus qui tourne : ce n'est pas un service qui s'est arrêté
+        raise failures[0] if supervisor.alive() else PipelineError(UNATTENDED)
 
 
 def down(stack: Stack) -> bool:
@@ -224,7 +227,7 @@ def restart(stack: Stack, name: str) -> None:
     """Arrête un service s'il tourne, puis le démarre, et attend qu'il réponde."""
     supervisor = Supervisor(stack)
     if not supervisor.alive():
-        raise PipelineError("Rien ne tourne : démarrez les services avec « make services ».")
+        raise PipelineError(UNATTENDED)
     keep_ports(stack, supervisor)
     if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")

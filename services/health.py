@@ -217,7 +217,10 @@ def wait(name: str, check: Check, seconds: float, running: Check, log: Path) -> 
         if not running():
             raise PipelineError(f"{name} s'est arrêté en démarrant. Fin de son journal ({log}) :\n{_tail(log)}")
         if time.monotonic() - start > seconds:
-            raise PipelineError(f"{name} ne répond pas au bout de {seconds:.0f} s : lisez {log}.")
+            raise PipelineError(
+                f"{name} ne répond pas au bout de {seconds:.0f} s : « python -m services restart {log.stem} » "
+                f"le redémarre ; son journal : {log}."
+            )
         time.sleep(0.1)
     return time.monotonic() - start
 

@@ -6,10 +6,13 @@ script du dossier ``run``, que l'on peut lire et lancer soi-même.
 """
 
 import configparser
+import http.client
 import itertools
+import logging
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,14 +22,21 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport
 
 from commun.errors import PipelineError
 from services.stack import Service, Stack, server_environment
 
 STOP_SECONDS = 12  # comme Service.stop_seconds : le dernier broker attend un contrôleur qui n'est plus là
 POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_ctl", "psql")
+RPC_SECONDS = 30  # plus que l'arrêt le plus long ; il répond à toute autre demande en quelques millisecondes
 ALIVE = ("STARTING", "RUNNING", "STOPPING")
+UNATTENDED = "Aucun superviseur ne répond : « make services » démarre la pile, ou la reprend ; « make stop » l'arrête."
+
+log = logging.getLogger("pipeline")
+
+
+class GoneError(PipelineError):
+    """Le superviseur ne répond pas, ou plus : il n'est pas là, il vient de mourir, ou il se tait."""
 
 
 class State(NamedTuple):
@@ -45,10 +55,7 @@ class State(NamedTuple):
     @property
     def frozen(self) -> bool:
         """Vrai s'il est gelé (SIGSTOP)."""
-        try:
-            return self.alive and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
-        except psutil.Error:
-            return False
+        return self.alive and is_frozen(self.pid)
 
 
 class Supervisor:
@@ -64,17 +71,15 @@ class Supervisor:
         """Vrai si supervisord répond. Lève PipelineError si un autre compte seul peut lui parler."""
         try:
             return bool(self._rpc("getState"))
-        except PermissionError:
-            self.stack.refuse_foreign()
-            raise
-        except (OSError, xmlrpc.client.Error):
+        except (GoneError, xmlrpc.client.Fault):  # absent, ou en train de s'arrêter
             return False
 
     def states(self) -> dict[str, State]:
         """État de chaque service, par nom ; vide si aucun superviseur ne répond."""
-        if not self.alive():
+        try:
+            return {info["name"]: _state(info) for info in self._rpc("getAllProcessInfo")}
+        except (GoneError, xmlrpc.client.Fault):
             return {}
-        return {info["name"]: _state(info) for info in self._rpc("getAllProcessInfo")}
 
     def is_alive(self, name: str) -> bool:
         """Vrai si le processus de ce service existe, qu'il réponde ou non."""
@@ -83,7 +88,7 @@ class Supervisor:
     def start(self, services: list[Service], names: Sequence[str]) -> None:
         """Démarre supervisord au besoin, puis ceux de ``names`` qui ne tournent pas ; ``services`` : toute la pile.
 
-        Lève PipelineError si l'un d'eux ne peut pas être lancé.
+        Ceux qui sont gelés sont réveillés. Lève PipelineError si l'un d'eux ne peut pas être lancé.
         """
         self._write_scripts(services)
         if not self.alive():
@@ -97,25 +102,30 @@ class Supervisor:
             if started.returncode:
                 raise PipelineError(f"supervisord ne démarre pas :\n{started.stderr.strip()}")
             self._wait_alive()
-        wanted = [name for name, state in self.states().items() if name in names and not state.alive]
+        states = {name: state for name, state in self.states().items() if name in names}
+        for name in (name for name, state in states.items() if state.frozen):
+            log.warning("%s (pid %d) était gelé : il est réveillé.", name, self.resume(name))
+        wanted = [name for name, state in states.items() if not state.alive]
         if "postgres" in wanted:  # le chef a pu mourir seul, en laissant une requête qui tient encore les données
             _end(self._postgres_left())
         self.stack.remember_ports(wanted)
         for name in wanted:
-            with suppress(xmlrpc.client.Fault):  # il attendait un nouvel essai : il ne l'attend plus
-                self._rpc("stopProcess", name, True)
             try:
                 self._rpc("startProcess", name, False)
             except xmlrpc.client.Fault as fault:
                 raise PipelineError(f"{name} ne peut pas être lancé ({fault.faultString}).") from fault
 
     def stop(self, name: str) -> None:
-        """Arrête un service proprement, et attend qu'il n'en reste aucun processus."""
+        """Arrête un service proprement, et attend qu'il n'en reste aucun processus.
+
+        Lève PipelineError si la pile tourne sans superviseur : on ne saurait plus quel processus est ce service.
+        """
+        if not self.alive() and self.orphans():
+            raise PipelineError(UNATTENDED)
         tree = self.tree(name)
         _signal(tree, signal.SIGCONT)  # gelé, il n'entendrait pas qu'on l'arrête
-        if self.alive():
-            with suppress(xmlrpc.client.Fault):  # il ne tourne pas
-                self._rpc("stopProcess", name, True)
+        with suppress(GoneError, xmlrpc.client.Fault):  # plus de superviseur, ou le service ne tourne pas
+            self._rpc("stopProcess", name, True)
         _end([*tree, *(self._postgres_left() if name == "postgres" else [])])
 
     def kill(self, name: str) -> int:
@@ -146,12 +156,12 @@ class Supervisor:
     def shutdown(self) -> None:
         """Arrête tous les services ensemble, puis supervisord, puis ce qui resterait d'eux."""
         tree: list[psutil.Process] = []
-        if self.alive():
+        with suppress(GoneError, xmlrpc.client.Fault):  # supervisord meurt en chemin : le reste est fait sans lui
             tree = _family(int(self._rpc("getPID")))
-            _signal(tree, signal.SIGCONT)
-            if self.is_alive("connect"):  # lui d'abord : il quitte son groupe, où le suivant l'attendrait dix secondes
-                with suppress(xmlrpc.client.Fault):  # il vient de mourir
-                    self._rpc("stopProcess", "connect", True)
+            _signal(tree, signal.SIGCONT)  # gelés, ils n'entendraient pas qu'on les arrête
+            with suppress(xmlrpc.client.Fault):  # Connect ne tourne pas
+                # Lui d'abord : il quitte son groupe, où le suivant l'attendrait dix secondes.
+                self._rpc("stopProcess", "connect", True)
             self._rpc("stopAllProcesses", True)
             self._rpc("shutdown")
             psutil.wait_procs(tree, timeout=5)
@@ -166,7 +176,7 @@ class Supervisor:
         """Processus de cette pile, reconnus à leur ligne de commande ; ceux de PostgreSQL, à leur dossier."""
         data = self.stack.data
         pairs = {
-            ("-c", str(self.config)),
+            self._own_words,
             *(("--dbpath", str(path)) for path in data.glob("mongodb-*")),
             *(("--storage-path", str(path)) for path in data.glob("mongodb-*")),
         }
@@ -196,15 +206,47 @@ class Supervisor:
 
     def _running_tree(self, name: str) -> list[psutil.Process]:
         if not self.alive():
-            raise PipelineError("Aucun superviseur ne répond : « make services » démarre la pile, ou la reprend.")
+            raise PipelineError(UNATTENDED)
         if not (tree := self.tree(name)):
             raise PipelineError(f"{name} ne tourne pas : « python -m services restart {name} » le démarre.")
         return tree
 
+    def process(self) -> psutil.Process | None:
+        """Le processus de supervisord ; None s'il est mort, même si un autre programme a pris son numéro."""
+        try:
+            process = psutil.Process(int((self.stack.data / "supervisord.pid").read_text(encoding="utf-8")))
+            return process if self._own_words in itertools.pairwise(process.cmdline()) else None
+        except (OSError, ValueError, psutil.Error):
+            return None
+
+    @property
+    def _own_words(self) -> tuple[str, str]:
+        """À quoi l'on reconnaît la ligne de commande du supervisord de cette pile."""
+        return "-c", str(self.config)
+
     def _rpc(self, method: str, *arguments: Any) -> Any:
-        transport = SupervisorTransport(None, None, f"unix://{self.socket}")
-        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-            return getattr(proxy.supervisor, method)(*arguments)
+        """Ce que supervisord répond. Lève GoneError s'il ne répond pas, xmlrpc.client.Fault s'il refuse."""
+        if (process := self.process()) and is_frozen(process.pid):
+            _signal([process], signal.SIGCONT)
+            log.warning("Le superviseur (pid %d) était gelé : il est réveillé.", process.pid)
+        body = xmlrpc.client.dumps(arguments, f"supervisor.{method}").encode()
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(RPC_SECONDS)
+                line.connect(str(self.socket))
+                connection = http.client.HTTPConnection("localhost")
+                connection.sock = line
+                connection.request("POST", "/RPC2", body, {"Content-Type": "text/xml"})
+                response = connection.getresponse()
+                if response.status != http.HTTPStatus.OK:
+                    raise http.client.HTTPException(response.reason)
+                (value,), _ = xmlrpc.client.loads(response.read())
+        except PermissionError:
+            self.stack.refuse_foreign()
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise GoneError(UNATTENDED) from error
+        return value
 
     def _wait_alive(self) -> None:
         deadline = time.monotonic() + 15
@@ -272,6 +314,14 @@ def _state(info: dict[str, Any]) -> State:
     if info["statename"] in ("STOPPED", "STARTING"):
         return State(name, "arrêté")
     return State(name, f"mort (code {code})" if code > 0 else "mort")
+
+
+def is_frozen(pid: int) -> bool:
+    """Vrai si ce processus est gelé (SIGSTOP)."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _family(pid: int) -> list[psutil.Process]:

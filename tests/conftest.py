@@ -4,6 +4,7 @@ Elle ne touche jamais à une pile déjà en marche (« make services » ou docke
 « make test » répartit les fichiers de tests sur deux processus : chacun a la sienne.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -75,13 +76,22 @@ def listening_addresses() -> set[str]:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[None]:
     """Les serveurs, démarrés une fois pour toute la session de tests, arrêtés à la fin."""
+    with running_stack():
+        yield
+
+
+@contextlib.contextmanager
+def running_stack() -> Iterator[None]:
+    """La pile des tests, arrêtée même si elle a mal démarré ou si un essai l'a perdue ; les comptes se font après."""
     services("reset", "--oui")
-    started = services("up", timeout=600)
-    assert started.returncode == 0, started.stderr
-    yield
-    processes = family()
+    try:
+        started = services("up", timeout=600)
+        assert started.returncode == 0, started.stderr
+        yield
+    finally:
+        processes = family()
+        stopped = services("down")
     assert len(processes) > len(PORTS), "la pile ne tourne plus"
-    stopped = services("down")
     assert stopped.returncode == 0, stopped.stderr
     left = [process for process in processes if process.is_running()]
     assert not left, f"« down » a laissé des processus : {left}"

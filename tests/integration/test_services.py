@@ -155,6 +155,20 @@ def test_paused_then_resumed() -> None:
         assert word("postgres").startswith("répond")
 
 
+def test_up_wakes_what_is_frozen() -> None:
+    """Un broker et le superviseur gelés : « up » les réveille, le dit, et tout répond sans rien redémarrer."""
+    supervisor, *_ = family()
+    pids = {name: state.pid for name, state in Supervisor(Stack()).states().items()}
+    assert services("pause", "kafka1").returncode == 0
+    supervisor.suspend()
+    done = services("up")
+    assert done.returncode == 0, done.stderr
+    assert f"Le superviseur (pid {supervisor.pid}) était gelé : il est réveillé." in done.stderr
+    assert f"kafka1 (pid {pids['kafka1']}) était gelé : il est réveillé." in done.stderr
+    assert word("kafka1").startswith("répond")
+    assert {name: state.pid for name, state in Supervisor(Stack()).states().items()} == pids
+
+
 @pytest.mark.parametrize("command", ["stop", "kill"])
 def test_postgres_leaves_no_process(command: str) -> None:
     """PostgreSQL tué en pleine requête, ou gelé puis arrêté : aucun de ses processus ne reste, et il redémarre."""
