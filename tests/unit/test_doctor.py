@@ -1,8 +1,8 @@
 """« doctor » : chaque constat d'après des faits donnés, sans serveur ; l'état, la phrase, le remède."""
 
 import json
-import os
 import logging
+import os
 import subprocess
 import sys
 import time
