@@ -294,7 +294,7 @@ def test_up_keeps_the_ports_of_flink_free(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
     monkeypatch.setenv("PORT_CONNECT", str(port))
     with pytest.raises(PipelineError, match=f"{port} .* connect .PORT_CONNECT. et de .* .PORT_FLINK."):
-        services_main.up(Stack())
+        services_main.launch(Stack(), Supervisor(Stack()))
     assert not (tmp_path / "pile").exists()
 
 
@@ -470,7 +470,7 @@ def test_up_refuses_an_incomplete_env_before_creating_anything(
     monkeypatch.setattr(stack_module, "defaults", lambda: settings.defaults() | {missing: ""})
     monkeypatch.setattr(health, "refuse_taken_ports", lambda _: None)
     with pytest.raises(PipelineError, match=missing):
-        services_main.up(Stack())
+        services_main.launch(Stack(), Supervisor(Stack()))
     assert not (tmp_path / "pile").exists()
 
 
@@ -763,7 +763,7 @@ def test_up_moves_exports_and_refuses_shared_ports_before_anything(
             context.setenv(variable, str(port))
             Stack().adopt()
             with pytest.raises(PipelineError, match=f"{port} serait à la fois .*{variable}"):
-                services_main.up(Stack())
+                services_main.launch(Stack(), Supervisor(Stack()))
     assert everything(tmp_path / ".data") == {WITNESS, "exports/ventes_000001_0123abcd.csv"}
 
 
