@@ -138,8 +138,20 @@ def judge_env(text: str | None) -> list[Finding]:
     return notes.or_ok(f"{len(found)} réglages")
 
 
-def judge_cluster_id(wanted: str, nodes: Mapping[str, str]) -> list[Finding]:
-    """L'identifiant de .env est-il celui des données ? ``nodes`` : celui de chaque nœud déjà formaté."""
+def judge_cluster_id(wanted: str, nodes: Mapping[str, str], exported: str = "") -> list[Finding]:
+    """L'identifiant de .env est-il celui des données ? ``nodes`` : celui de chaque nœud déjà formaté.
+
+    ``exported`` : celui de l'environnement, que docker-compose préfère, et que les serveurs sans Docker n'écoutent pas.
+    """
+    if exported not in ("", wanted):
+        return [
+            warning(
+                "CLUSTER_ID",
+                f"{exported}, posé dans ce terminal, n'est pas celui de .env ({wanted}) : les conteneurs que "
+                "docker-compose créerait d'ici ne seraient pas du même cluster",
+                "« unset CLUSTER_ID ».",
+            )
+        ]
     if len(set(nodes.values())) > 1:
         text = ", ".join(f"{name} {identifier}" for name, identifier in nodes.items())
         return [
@@ -185,5 +197,7 @@ def env_file() -> list[Finding]:
 
 CHECKS: dict[str, Check] = {
     ".env": env_file,
-    "CLUSTER_ID": lambda: judge_cluster_id(value("CLUSTER_ID"), formatted_nodes(data_folder(os.environ))),
+    "CLUSTER_ID": lambda: judge_cluster_id(
+        read_env().get("CLUSTER_ID", ""), formatted_nodes(data_folder(os.environ)), os.environ.get("CLUSTER_ID", "")
+    ),
 }

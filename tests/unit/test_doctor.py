@@ -1,8 +1,8 @@
 """« doctor » : chaque constat d'après des faits donnés, sans serveur ; l'état, la phrase, le remède."""
 
 import json
-import os
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from commun import settings
 from commun.errors import PipelineError
 from commun.kafka import _FOREIGN, _KUBERNETES
-from commun.settings import ROOT, defaults
+from commun.settings import LOCAL_NAMES, ROOT, defaults
 from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
@@ -323,6 +323,10 @@ def test_cluster_id(tmp_path: Path) -> None:
     assert the(env_file.judge_cluster_id("nouveau", nodes)).state == WARNING
     assert the(env_file.judge_cluster_id("ancien", nodes | {"kafka2": "nouveau"})).state == PROBLEM
     assert the(env_file.judge_cluster_id("x", {})).state == OK
+    for known in ({}, nodes):  # celui de l'environnement n'est la faute ni de .env, ni des données
+        exported = the(env_file.judge_cluster_id("ancien", known, "court"))
+        assert (exported.state, exported.cure) == (WARNING, "« unset CLUSTER_ID ».")
+        assert the(env_file.judge_cluster_id("ancien", known, "ancien")).state == OK
 
 
 @pytest.mark.parametrize(("name", "text", "state", "words"), [
@@ -341,6 +345,10 @@ def test_cluster_id(tmp_path: Path) -> None:
     ("PORT_POSTGRES", "5433", WARNING, "PORT_POSTGRES=5433"),
     ("POSTGRES_PASSWORD", "secret", WARNING, "encore à créer"),
     ("CLUSTER_ID", "autre", WARNING, "encore à créer"),
+    ("PGREQUIREAUTH", "password", WARNING, "de cette façon"),
+    ("PGTARGETSESSIONATTRS", "standby", WARNING, "cette qualité"),
+    ("PGSSLCRL", "/x", WARNING, "n'a pas de TLS"),
+    ("PGTZ", "x", WARNING, "chaque session"),
     ("EXPORT_DIR", "/ailleurs", WARNING, "reset"),
     ("EXPORT_DIR", "ailleurs", WARNING, "chemin relatif"),
     ("VENTES_TOPIC", "autre", WARNING, "ce topic-là"),
@@ -683,16 +691,47 @@ def test_mongodb() -> None:
     assert "avance de 5 min" in the(mongodb.judge_mongo(replace(MONGO, ahead=300), "ventes_db", "h")).message
 
 
-def login(*, local: bool = True, **environ: str) -> refusals.Login:
-    """On a frappé chez « h », sous le compte « pipeline »."""
-    return refusals.Login("h", "pipeline", local, environ)
+def login(*exported: str, local: bool = True) -> refusals.Login:
+    """On a frappé chez « h », sous le compte « pipeline » ; ``exported`` : ce que ce terminal y change."""
+    return refusals.Login("h", "pipeline", local, exported)
+
+
+def test_exported_settings() -> None:
+    """Ce que l'environnement change vraiment : ni ce qui est vide, ni ce que dit aussi .env, sous un autre nom."""
+    env = {"PIPELINE_USER": "pipeline", "PIPELINE_PASSWORD": "pipeline-local", "PORT_POSTGRES": "5432"}
+    environ = {"PGUSER": "pipeline", "PIPELINE_PASSWORD": "x", "PGPORT": "5433", "PGOPTIONS": "", "PGHOST": "localhost"}
+    assert refusals.exported(postgresql.DECISIVE, environ, env) == ["PGPORT", "PIPELINE_PASSWORD"]
+    assert set(LOCAL_NAMES) <= set(variables.LIBPQ)
+
+
+def test_an_exported_setting_is_the_only_thing_to_undo() -> None:
+    """Une variable exportée a tout changé : rien d'autre à faire que la retirer, et surtout pas tout effacer."""
+    said = (PREFIX + "FATAL:  password authentication failed", PREFIX + 'FATAL:  database "x" does not exist',
+            PREFIX + "server does not support SSL", PREFIX + "session is not read-only",
+            PREFIX + 'authentication method requirement "password" failed')  # fmt: skip
+    cures = [postgresql.judge_postgres_failure(text, login("PGREQUIREAUTH", "PGTZ"), "").cure for text in said]
+    cures.append(
+        the(postgresql.judge_postgres(replace(POSTGRES, may_create=None), login("PGREQUIREAUTH", "PGTZ"))).cure
+    )
+    assert all(cure.startswith("« unset PGREQUIREAUTH PGTZ » : ") for cure in cures), cures
+    assert not any(word in cure for cure in cures for word in ("reset", "down", "restart", "ALTER"))
+    for code in (18, 13):
+        assert (
+            "« unset MONGO_DATABASE »" in the(mongodb.judge_mongo_failure(code, "", login("MONGO_DATABASE"), "")).cure
+        )
+    # Ailleurs, c'est voulu ; et quand rien n'écoute, seule une adresse y change quelque chose.
+    foreign = postgresql.judge_postgres_failure(said[0], login("PGUSER", local=False), "")
+    assert foreign.cure == "Vérifiez PGUSER et PGPASSWORD."
+    mute = PREFIX + "Connection refused"
+    assert postgresql.judge_postgres_failure(mute, login("PGPASSWORD"), "rien").cure == refusals.START
+    assert "« unset PGPORT »" in postgresql.judge_postgres_failure(mute, login("PGPASSWORD", "PGPORT"), "rien").cure
 
 
 def test_mongodb_failures() -> None:
     """Un mot de passe refusé n'est pas un serveur muet."""
     refused = the(mongodb.judge_mongo_failure(18, "", login(), ""))
     assert ("refuse ce compte" in refused.message, "premier démarrage" in refused.cure) == (True, True)
-    assert "unset MONGO_PASSWORD" in the(mongodb.judge_mongo_failure(18, "", login(MONGO_PASSWORD="x"), "")).cure
+    assert "unset MONGO_PASSWORD" in the(mongodb.judge_mongo_failure(18, "", login("MONGO_PASSWORD"), "")).cure
     assert "ne répond pas" in the(mongodb.judge_mongo_failure(None, "", login(), "rien n'y écoute")).message
     assert "personne n'y répond" in the(mongodb.judge_mongo_failure(None, "x", login(local=False), "")).message
     assert "« non »" in the(mongodb.judge_mongo_failure(13, "non", login(), "")).message
@@ -712,8 +751,9 @@ POSTGRES = postgresql.Postgres(180_004, "18.4", "UTF8", read_only=False, may_cre
 ])  # fmt: skip
 def test_postgresql(change: dict[str, object], words: str) -> None:
     """La version, l'encodage, les droits, l'heure."""
-    assert the(postgresql.judge_postgres(POSTGRES, "h")).state == OK
-    assert words in the(postgresql.judge_postgres(replace(POSTGRES, **change), "h")).message  # type: ignore[arg-type]
+    assert the(postgresql.judge_postgres(POSTGRES, login())).state == OK
+    found = replace(POSTGRES, **change)  # type: ignore[arg-type]
+    assert words in the(postgresql.judge_postgres(found, login())).message
 
 
 PREFIX = 'connection to server at "h" (127.0.0.1), port 5432 failed: '

@@ -264,7 +264,12 @@ def said_at_the_end(process: subprocess.Popen[str]) -> str:
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """« python -m services … », qui ne doit attendre personne."""
     return subprocess.run(
-        [sys.executable, "-m", "services", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=25, check=False
+        [sys.executable, "-m", "services", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
     )
 
 
