@@ -42,7 +42,17 @@ from commun.systems import locked
 from services import health, install
 from services.flink import Flink
 from services.health import Check
-from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
+from services.stack import (
+    CLOSED,
+    FLINK_NAMES,
+    JOBMANAGER,
+    NAMES,
+    PORT_VARIABLES,
+    TASKMANAGERS,
+    Service,
+    Stack,
+    unwritable,
+)
 from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
@@ -415,6 +425,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Supervisor(stack).process() is None:
             raise
         raise PipelineError(INTERRUPTED) from None
+    except OSError as error:
+        if error.errno not in CLOSED or error.filename is None:
+            raise
+        raise unwritable(error, stack.data) from error
     return 0
 
 

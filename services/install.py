@@ -23,6 +23,7 @@ from pymongo.errors import PyMongoError
 from commun.errors import PipelineError
 from commun.settings import ROOT, exported_files
 from commun.systems import locked
+from services.doctor.machine import closed_part, reopen
 from services.stack import CONFIG, KAFKA_NODES, Stack, server_environment
 
 with warnings.catch_warnings():
@@ -102,11 +103,15 @@ def _jars_failure(cache: Path, error: OSError | RuntimeError) -> str:
     if isinstance(error, OSError) and error.errno in FULL:
         return f"Plus de place sur le disque de {cache}, où vont les jars : libérez-en, puis recommencez."
     if isinstance(error, OSError) and error.errno in CLOSED:
+        owner = closed_part(Path(error.filename or cache)).stat().st_uid
         return (
             f"Ce compte ne peut pas écrire {error.filename or cache}, et les jars vont dans {cache} : rendez-lui ce "
-            f"dossier (« sudo chown -R $USER {cache} »), puis recommencez."
+            f"dossier ({reopen(cache, owner)}), puis recommencez."
         )
-    return f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
+    return (
+        "Téléchargement des jars impossible : vérifiez l'accès à Maven Central ; derrière un proxy, la ligne « jars » "
+        f"de « make doctor » dit ce qu'il faut poser. ({str(error)[:200]})"
+    )
 
 
 def lock() -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from services.doctor.env_file import ROOT, data_folder, value
-from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
+from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 from services.doctor.variables import LOCAL
 
 # Ceux de services.stack, qui ne s'importe pas sans les paquets des serveurs ; un test compare les deux.
@@ -34,6 +34,7 @@ INNER = dict.fromkeys(("kafka1", "kafka2", "kafka3"), (CONTROLLER_OFFSET,)) | {
     "jobmanager": tuple(range(CONTROLLER_OFFSET, CONTROLLER_OFFSET + 3))
 }
 CONNECT_SECONDS = 1.0
+UNRESERVED = 1024  # en dessous, la plupart des systèmes réservent les ports à root
 HIGHEST = 65_535 - CONTROLLER_OFFSET
 DOCKER = re.compile(r"docker|rootlessport|rootlesskit|vpnkit|wslrelay|slirp4netns|colima|lima|orbstack", re.IGNORECASE)
 OURS, CONTAINER, COPY, OTHER, HIDDEN = "nous", "Docker", "une autre copie", "un autre", "caché"
@@ -84,6 +85,20 @@ def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> F
     return Finding(
         "ports", state, f"le port {port} de {service} est pris par {holder.name}", f"Arrêtez ce programme, ou {change}"
     )
+
+
+def judge_reserved(reserved: Mapping[str, int], foreign: Sequence[str]) -> list[Finding]:
+    """Les ports que le système refuse à ce compte ; ``reserved`` : service → port."""
+    return [
+        Finding(
+            "ports",
+            WARNING if service in foreign or service in ON_DEMAND else PROBLEM,
+            f"le port {port} de {service} est réservé à root par ce système : les serveurs sans Docker ne peuvent pas "
+            "l'avoir",
+            f"Choisissez un port à partir de {UNRESERVED} avec {VARIABLES[service]}, dans .env ou l'environnement.",
+        )
+        for service, port in reserved.items()
+    ]
 
 
 def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Sequence[str]) -> list[Finding]:
@@ -148,6 +163,18 @@ def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_reserved(port: int) -> bool:
+    """Vrai si le système refuse ce port à notre compte, que quelqu'un y soit ou non."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return True
+        except OSError:  # il est pris
+            return False
+    return False
 
 
 def published() -> dict[int, str]:
@@ -247,7 +274,10 @@ def ports() -> list[Finding]:
     docker = published()
     known = listeners()
     holders = {service: (int(text), holder_of(int(text), docker, known)) for service, text in texts.items()}
-    return judge_ports(holders, foreign_services(os.environ))
+    free = {service: port for service, (port, holder) in holders.items() if holder is None}
+    foreign = foreign_services(os.environ)
+    refused = judge_reserved({service: port for service, port in free.items() if is_reserved(port)}, foreign)
+    return refused + [finding for finding in judge_ports(holders, foreign) if not refused or finding.state != OK]
 
 
 def judge_localhost(addresses: Sequence[str]) -> Finding:

@@ -1,8 +1,10 @@
 """« doctor » : chaque constat d'après des faits donnés, sans serveur ; l'état, la phrase, le remède."""
 
+import errno
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -25,12 +27,13 @@ from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
 from exercice3 import consumer, producer
-from services import install, stack
+from services import health, install, stack
 from services.doctor import (
     connect,
     docker,
     env_file,
     environment,
+    jars,
     kafka,
     machine,
     mongodb,
@@ -183,7 +186,12 @@ def test_folders(tmp_path: Path) -> None:
     assert (blocked.state, "est un fichier" in blocked.message, "EXPORT_DIR" in blocked.cure) == (PROBLEM, True, True)
     future = machine.folder_facts(tmp_path / "a" / "b")
     assert machine.judge_folder("exports", "EXPORT_DIR", future).state == OK
-    assert machine.judge_folder("exports", "EXPORT_DIR", replace(future, writable=False)).state == PROBLEM
+    closed = replace(future, writable=False)
+    mine = the(machine.judge_folder("exports", "EXPORT_DIR", closed))
+    assert (mine.state, "il est à vous" in mine.message) == (PROBLEM, True)
+    assert mine.cure.startswith(f"« chmod -R u+rwX {tmp_path} », sinon un autre dossier avec EXPORT_DIR")
+    theirs = the(machine.judge_folder("exports", "EXPORT_DIR", replace(closed, owner=os.getuid() + 1)))
+    assert theirs.cure.startswith(f"« sudo chown -R $USER {tmp_path} »")
     assert not (tmp_path / "a").exists()
 
 
@@ -203,6 +211,29 @@ def test_a_closed_jar_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / install.JARS_LOCK).unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
     assert state() == PROBLEM
+
+
+def test_jars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Là où les serveurs les cherchent : tous, aucun, ou l'un d'eux vide ; ce qu'il faut poser pour les avoir."""
+    monkeypatch.setenv("M2_REPO", str(tmp_path))
+    finding = the(jars.look())
+    assert (finding.state, "Kafka : aucun des " in finding.message, "make flink" in finding.message) == (
+        WARNING, True, True)  # fmt: skip
+    assert all(word in finding.cure for word in ("make services", "HTTPS_PROXY", "REQUESTS_CA_BUNDLE"))
+    for name in (jars.KAFKA, jars.FLINK):
+        for _, coordinates, artifact in install._locked(name):
+            path = jars.jar_path(tmp_path, coordinates)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * 1_000_000)
+            assert artifact.cached_path == path
+    wanted = len(install._locked("kafka"))
+    finding = the(jars.look())
+    assert finding.state == OK
+    assert f"Kafka : {wanted} fichiers, {wanted} Mo ; Flink : " in finding.message
+    path = jars.jar_path(tmp_path, install._locked("kafka")[0][1])
+    path.write_bytes(b"")
+    finding = the(jars.look())
+    assert (finding.state, f"{wanted - 1} fichiers sur {wanted}" in finding.message) == (WARNING, True)
 
 
 def test_paths() -> None:
@@ -399,6 +430,24 @@ def test_port_numbers() -> None:
     for shift in (1000, 1001, 1002):  # ceux de Flink
         inner = str(int(good["jobmanager"]) + shift)
         assert f"{inner} est à la fois celui de connect" in the(ports.judge_numbers(good | {"connect": inner})).message
+
+
+def test_a_port_reserved_to_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un port sous 1024, pour un compte ordinaire : personne ne l'occupe, c'est le système qui le refuse."""
+
+    def bind(_: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] == 80:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    monkeypatch.setattr(ports, "listening", lambda _: False)
+    monkeypatch.setenv("PORT_CONNECT", "80")
+    finding = the(ports.ports())
+    assert (finding.state, "réservé à root" in finding.message, "PORT_CONNECT" in finding.cure) == (PROBLEM, True, True)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "ailleurs:9092")
+    assert the(ports.ports()).state == WARNING
+    with pytest.raises(PipelineError, match=r"port 80 de connect est réservé à root .* PORT_CONNECT"):
+        health.refuse_taken_ports([stack.Service("connect", [], 80, "PORT_CONNECT")])
 
 
 def test_port_holders() -> None:

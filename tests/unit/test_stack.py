@@ -767,13 +767,36 @@ def test_up_moves_exports_and_refuses_shared_ports_before_anything(
     assert everything(tmp_path / ".data") == {WITNESS, "exports/ventes_000001_0123abcd.csv"}
 
 
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_closed_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mine: bool) -> None:
+    """Le dossier de la pile, à nous, mais sans le droit d'y écrire : une phrase, et ce qui l'ouvre vraiment."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    Stack().adopt()
+    logs, allowed = tmp_path / "pile" / "logs", os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != logs and allowed(path, mode))
+    monkeypatch.setattr(os, "getuid", lambda: logs.stat().st_uid + (not mine))
+    monkeypatch.setattr(Stack, "refuse_foreign", lambda _: None)
+
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(logs / "a" / "b.log"))
+
+    monkeypatch.setattr(services_main, "launch", fails)
+    with pytest.raises(PipelineError, match=r"^Impossible d'écrire .*/a/b.log, car ") as caught:
+        services_main.main(["up"])
+    cure = "chmod -R u+rwX" if mine else "sudo chown -R $USER"
+    assert f"b.log, car {logs} est fermé à ce compte : « {cure} {logs} »" in str(caught.value)
+
+
 # --- Un cache de Maven fermé, un initdb oublié ---
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (OSError(errno.EACCES, "Permission denied", "/m2/.verrou"), r"ne peut pas écrire /m2/.verrou.* sudo chown -R"),
+        (
+            OSError(errno.EACCES, "Permission denied", "/m2/.verrou"),
+            r"ne peut pas écrire /m2/.verrou.*chmod -R u\+rwX .*m2",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "Plus de place sur le disque"),
         (OSError("HTTPSConnectionPool"), "vérifiez l'accès à Maven Central"),
         (RuntimeError("404"), "vérifiez l'accès à Maven Central"),
