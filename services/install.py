@@ -297,14 +297,14 @@ def _init_mongodb(stack: Stack, say: Say) -> None:
             stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data, env=server_environment()
         )
         try:
-            _create_mongo_users(stack)
+            _create_mongo_users(stack, server)
         finally:
             server.terminate()
             server.wait(30)
     done.touch()
 
 
-def _create_mongo_users(stack: Stack, timeout: float = 30.0) -> None:
+def _create_mongo_users(stack: Stack, server: subprocess.Popen[bytes], timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     with MongoClient[dict[str, object]](
         "localhost", stack.ports["mongodb"], serverSelectionTimeoutMS=500, directConnection=True
@@ -314,7 +314,7 @@ def _create_mongo_users(stack: Stack, timeout: float = 30.0) -> None:
                 client.admin.command("ping")
                 break
             except PyMongoError as error:
-                if time.monotonic() > deadline:
+                if server.poll() is not None or time.monotonic() > deadline:  # Ctrl-C l'a arrêté, lui aussi
                     raise PipelineError("MongoDB ne démarre pas : lisez logs/mongodb-init.log.") from error
         accounts = (
             ("admin", stack.account("MONGO_ADMIN_USER"), stack.account("MONGO_ADMIN_PASSWORD"), ["root"]),

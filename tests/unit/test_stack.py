@@ -818,6 +818,14 @@ def test_jars_that_cannot_come(
         install.jars(lambda _: None)
 
 
+def test_a_dead_mongodb_is_not_awaited(new_stack: Stack) -> None:
+    """Ctrl-C arrête aussi le MongoDB dont « up » crée les comptes : on ne l'attend pas trente secondes."""
+    start = time.monotonic()
+    with subprocess.Popen(["true"]) as server, pytest.raises(PipelineError, match="MongoDB ne démarre pas"):
+        install._create_mongo_users(new_stack, server)
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("name", ["initdb", "pg_ctl", "psql", "postgres"])
 def test_what_creates_postgres_is_ended_too(new_stack: Stack, tmp_path: Path, name: str) -> None:
     """Un initdb gelé, ou l'un de ceux qui l'entourent, dont « up » est mort : « down » le voit et le termine."""
