@@ -3,7 +3,7 @@
 import codecs
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from services.doctor.report import Check, Finding, Notes, ok, problem, warning
@@ -94,6 +94,14 @@ def read_env() -> dict[str, str]:
 def value(name: str) -> str:
     """Valeur d'une variable : l'environnement, sinon .env, sinon rien. Comme ``commun.settings.setting``."""
     return os.environ.get(name) or read_env().get(name, "")
+
+
+def exported(
+    names: Iterable[str], environ: Mapping[str, str], env: Mapping[str, str], others: Mapping[str, str] | None = None
+) -> list[str]:
+    """Celles de ``names`` que l'environnement pose, et autrement que .env (``env``) ; ``others`` : leur nom là-bas."""
+    own = {name: (others or {}).get(name, name) for name in names}
+    return [name for name, there in own.items() if environ.get(name) and environ[name] != env.get(there)]
 
 
 def judge_env(text: str | None) -> list[Finding]:

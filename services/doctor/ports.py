@@ -6,14 +6,14 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from services.doctor.env_file import ROOT, data_folder, value
+from services.doctor.env_file import ROOT, data_folder, exported, read_env, value
 from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 from services.doctor.variables import LOCAL
 
@@ -48,22 +48,32 @@ class Holder:
     name: str
 
 
-def judge_numbers(ports: Mapping[str, str]) -> list[Finding]:
-    """Les numéros de port sont-ils des nombres, et tous différents ? ``ports`` : service → texte de .env."""
+def judge_numbers(ports: Mapping[str, str], exported: Collection[str] = ()) -> list[Finding]:
+    """Les numéros de port sont-ils des nombres, et tous différents ? ``ports`` : service → texte.
+
+    ``exported`` : les variables qui viennent de l'environnement ; les autres sont de .env.
+    """
     notes, seen = Notes("ports"), dict[int, str]()
+
+    def note(service: str, message: str, cure: str) -> None:
+        variable = VARIABLES[service]
+        notes.problem(message, f"« unset {variable} »." if variable in exported else cure)
+
     for service, text in ports.items():
         if not text.isdecimal() or not 0 < int(text) <= HIGHEST:
-            notes.problem(
+            note(
+                service,
                 f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
-                "Corrigez-le dans .env, ou retirez la variable.",
+                "Corrigez-le dans .env.",
             )
             continue
         for port in (int(text) + offset for offset in (0, *INNER.get(service, ()))):
             if port in seen:
-                notes.problem(
+                note(
+                    service if VARIABLES[service] in exported else seen[port],
                     f"le port {port} est à la fois celui de {seen[port]} et de {service} (Kafka prend aussi son port "
                     f"+ {CONTROLLER_OFFSET}, Flink les trois à partir de son port + {CONTROLLER_OFFSET})",
-                    f"Donnez un autre port à {VARIABLES[service]}.",
+                    f"Donnez un autre port à {VARIABLES[service]}, dans .env.",
                 )
             seen[port] = service
     return notes.found
@@ -269,7 +279,7 @@ def foreign_services(environ: Mapping[str, str]) -> list[str]:
 def ports() -> list[Finding]:
     """Les ports de .env et leurs occupants."""
     texts = {service: value(variable) for service, variable in VARIABLES.items()}
-    if wrong := judge_numbers(texts):
+    if wrong := judge_numbers(texts, exported(VARIABLES.values(), os.environ, read_env())):
         return wrong
     docker = published()
     known = listeners()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import psycopg2
 
 from commun.settings import LOCAL_NAMES, postgres_dsn
-from services.doctor.env_file import read_env
+from services.doctor.env_file import exported, read_env
 from services.doctor.ports import foreign_services, reachable
-from services.doctor.refusals import START, Login, changed, cure, exported, first_line, judge_time, restart
+from services.doctor.refusals import START, Login, changed, cure, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
 from services.doctor.variables import LIBPQ, LOCAL
 
@@ -110,7 +110,7 @@ def postgresql() -> list[Finding]:
     """Se connecte comme pg.py, demande, n'écrit rien ; puis sous les comptes dont pg.py se passe."""
     dsn = postgres_dsn()
     where = f"{dsn['host']}:{dsn['port']}/{dsn['dbname']}" if dsn else f"le service {os.environ.get('PGSERVICE')}"
-    local, names = dsn.get("host", "?") in LOCAL, exported(DECISIVE, os.environ, read_env())
+    local, names = dsn.get("host", "?") in LOCAL, exported(DECISIVE, os.environ, read_env(), LOCAL_NAMES)
     login = Login(where, dsn.get("user", "ce compte"), local, names)
     try:
         connection = psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS)

@@ -1,11 +1,10 @@
 """Ce que MongoDB et PostgreSQL ont en commun quand ils refusent : un compte changé, une horloge, une phrase."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from commun.cli import duration
 from commun.errors import START_HINT
-from commun.settings import LOCAL_NAMES
 from services.doctor.report import AHEAD_SECONDS, WARNING, Finding
 
 START = f"{START_HINT[0].upper()}{START_HINT[1:]}."
@@ -18,18 +17,13 @@ class Login:
     where: str
     user: str
     local: bool  # le serveur de .env
-    exported: Sequence[str]  # les variables de ce terminal qui changent cette connexion, voir ``exported``
+    exported: Sequence[str]  # les variables de ce terminal qui changent cette connexion, voir env_file
     spare: Sequence[str] = ()  # les variables de .env d'un compte dont les scripts se passent
 
 
 def restart(service: str) -> str:
     """Le remède d'un serveur de la pile locale qui tient son port sans répondre."""
     return f"« python -m services restart {service} » ou « docker-compose restart {service} »."
-
-
-def exported(names: Iterable[str], environ: Mapping[str, str], env: Mapping[str, str]) -> list[str]:
-    """Celles de ``names`` que l'environnement pose, et autrement que .env (``env``)."""
-    return [name for name in names if environ.get(name) and environ[name] != env.get(LOCAL_NAMES.get(name, name))]
 
 
 def cure(login: Login, own: str, foreign: str) -> str:

@@ -425,6 +425,10 @@ def test_port_numbers() -> None:
     assert ports.judge_numbers(good) == []
     assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
     assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": good["kafka1"]})).message
+    assert the(ports.judge_numbers(good | {"postgres": "abc"}, ["PORT_POSTGRES"])).cure == "« unset PORT_POSTGRES »."
+    for exported in ("PORT_KAFKA1", "PORT_MONGO"):  # le coupable est celui qui est exporté
+        twice = the(ports.judge_numbers(good | {"mongodb": good["kafka1"]}, [exported]))
+        assert twice.cure == f"« unset {exported} »."
     internal = str(int(good["kafka1"]) + ports.CONTROLLER_OFFSET)
     assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": internal})).message
     for shift in (1000, 1001, 1002):  # ceux de Flink
@@ -749,7 +753,7 @@ def test_exported_settings() -> None:
     """Ce que l'environnement change vraiment : ni ce qui est vide, ni ce que dit aussi .env, sous un autre nom."""
     env = {"PIPELINE_USER": "pipeline", "PIPELINE_PASSWORD": "pipeline-local", "PORT_POSTGRES": "5432"}
     environ = {"PGUSER": "pipeline", "PIPELINE_PASSWORD": "x", "PGPORT": "5433", "PGOPTIONS": "", "PGHOST": "localhost"}
-    assert refusals.exported(postgresql.DECISIVE, environ, env) == ["PGPORT", "PIPELINE_PASSWORD"]
+    assert env_file.exported(postgresql.DECISIVE, environ, env, LOCAL_NAMES) == ["PGPORT", "PIPELINE_PASSWORD"]
     assert set(LOCAL_NAMES) <= set(variables.LIBPQ)
 
 
