@@ -36,6 +36,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from commun.errors import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
 from commun.systems import locked
@@ -57,6 +59,7 @@ from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
+ENDING_SECONDS = 5
 ANSWERS = "répond"
 STOPPED = "{} vient d'être arrêté{} par une autre commande : « make services » redémarre ce qui ne tourne pas."
 INTERRUPTED = (
@@ -215,7 +218,8 @@ def ended(supervisor: Supervisor, name: str, error: Exception) -> Exception:
     """Pourquoi un service que l'on attendait ne tourne plus : il est mort (``error`` le dit), ou on l'a arrêté."""
     states = supervisor.states()
     if not states:  # sans superviseur, on ne sait plus qui tourne : ce n'est pas un service qui s'est arrêté
-        return PipelineError(UNATTENDED if supervisor.orphans() else STOPPED.format("La pile", "e"))
+        _, left = psutil.wait_procs(supervisor.orphans(), ENDING_SECONDS)  # les derniers que « down » arrête
+        return PipelineError(UNATTENDED if left else STOPPED.format("La pile", "e"))
     stopped = name in states and states[name].word == STOPPED_WORD
     return PipelineError(STOPPED.format(name, "")) if stopped else error
 

@@ -256,7 +256,7 @@ def waiting_up(supervisor: Supervisor) -> Iterator[subprocess.Popen[str]]:
 
 def said_at_the_end(process: subprocess.Popen[str]) -> str:
     """Ce que dit encore un « up » qui doit s'arrêter de lui-même, et tout de suite."""
-    _, text = process.communicate(timeout=5)
+    _, text = process.communicate(timeout=10)
     assert process.returncode == 1
     return text
 
@@ -307,12 +307,17 @@ def test_what_is_stopped_ends_the_wait(supervisor: Supervisor, words: tuple[str,
         assert who in sentence
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_a_stack_stopped_while_awaited(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, *, alive: bool) -> None:
-    """Plus de superviseur : la pile a été arrêtée s'il n'en reste rien, elle est sans surveillance sinon."""
-    monkeypatch.setattr(supervisor, "orphans", lambda: [psutil.Process()] if alive else [])
-    error = services_main.ended(supervisor, "kafka1", PipelineError("mort"))
-    assert ("Aucun superviseur" if alive else "La pile vient d'être arrêtée") in str(error)
+@pytest.mark.parametrize(("seconds", "words"), [("0.5", "La pile vient d'être arrêtée"), ("60", "Aucun superviseur")])
+def test_a_stack_stopped_while_awaited(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, seconds: str, words: str
+) -> None:
+    """Plus de superviseur : la pile a été arrêtée s'il n'en reste bientôt rien, elle est sans surveillance sinon."""
+    monkeypatch.setattr(services_main, "ENDING_SECONDS", 2)
+    with subprocess.Popen(["sleep", seconds]) as left:
+        monkeypatch.setattr(supervisor, "orphans", lambda: [psutil.Process(left.pid)])
+        error = services_main.ended(supervisor, "kafka1", PipelineError("mort"))
+        left.kill()
+    assert words in str(error)
 
 
 @pytest.mark.parametrize(("youngest", "patience"), [(5, 175), (100_000, 60)])
