@@ -22,7 +22,7 @@ LOCAL_HOST = "localhost"
 _SAME_HOST = (LOCAL_HOST, "127.0.0.1", "::1")
 # Ce que vaut une variable de libpq qui n'est pas posée. Les noms de .env ne sont pas ceux de libpq : un PGUSER ou un
 # PGPORT qui traîne dans un terminal ne règle ni docker-compose ni « python -m services ».
-_LOCAL = {
+LOCAL_NAMES = {
     "PGPORT": "PORT_POSTGRES", "PGDATABASE": "PIPELINE_DATABASE", "PGUSER": "PIPELINE_USER",
     "PGPASSWORD": "PIPELINE_PASSWORD",
 }  # fmt: skip
@@ -70,8 +70,8 @@ def setting(name: str) -> str:
     """
     if name == "PGHOST":
         return os.environ.get(name) or LOCAL_HOST
-    if name in _LOCAL:
-        return os.environ.get(name) or setting(_LOCAL[name])
+    if name in LOCAL_NAMES:
+        return os.environ.get(name) or setting(LOCAL_NAMES[name])
     value = os.environ.get(name) or defaults().get(name)
     if not value:
         raise PipelineError(
@@ -89,7 +89,7 @@ def _is_local(name: str) -> bool:
     """Vrai si cette variable, posée, désigne pourtant la pile locale."""
     if name == "PGHOST":
         return not _is_foreign(setting(name))
-    return name in _LOCAL and setting(name) == setting(_LOCAL[name])
+    return name in LOCAL_NAMES and setting(name) == setting(LOCAL_NAMES[name])
 
 
 def _is_foreign(host: str) -> bool:

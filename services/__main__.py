@@ -13,7 +13,8 @@
 
 Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
 ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1 ; « reset » demande
-d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit.
+d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit ; pendant que
+« up » attend les réponses, toute autre commande passe.
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
 
@@ -33,8 +34,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import psutil
 
 from commun.errors import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
@@ -42,12 +44,28 @@ from commun.systems import locked
 from services import health, install
 from services.flink import Flink
 from services.health import Check
-from services.stack import FLINK_NAMES, JOBMANAGER, NAMES, PORT_VARIABLES, TASKMANAGERS, Service, Stack
-from services.supervise import UNATTENDED, State, Supervisor
+from services.stack import (
+    CLOSED,
+    FLINK_NAMES,
+    JOBMANAGER,
+    NAMES,
+    PORT_VARIABLES,
+    TASKMANAGERS,
+    Service,
+    Stack,
+    unwritable,
+)
+from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
+ENDING_SECONDS = 5
 ANSWERS = "répond"
+STOPPED = "{} vient d'être arrêté{} par une autre commande : « make services » redémarre ce qui ne tourne pas."
+INTERRUPTED = (
+    "Interrompu avant la fin : les serveurs déjà lancés continuent. « make status » dit où ils en sont, "
+    "« make stop » les arrête."
+)
 LOG_LINES = 40
 
 
@@ -60,19 +78,9 @@ def up(stack: Stack) -> None:
     """Installe, démarre et attend tous les services, sauf Flink ; réveille ceux qui sont gelés, laisse les autres."""
     start = time.monotonic()
     supervisor = Supervisor(stack)
-    refuse_other_ports(stack, supervisor)
-    install.move_old_exports(stack, say)
-    if not supervisor.alive():
-        supervisor.end_orphans()
-    elif all(map(supervisor.is_alive, NAMES)) and all(health.checks(stack)[name]() for name in NAMES):
-        health.create_topics(stack)
-        say("Tout tourne déjà, et répond.")
-        return
-    refuse_taken_ports(stack, supervisor, NAMES)
-    stack.refuse_incomplete()
-    install.install(stack, say)
-    say(f"Démarrage de {', '.join(NAMES)}…")
-    supervisor.start(every_service(stack), NAMES)
+    with alone(stack, create=True):
+        if not launch(stack, supervisor):
+            return
     await_services(stack, supervisor, NAMES)
     if created := health.create_topics(stack):
         say(f"Topics créés : {', '.join(created)}.")
@@ -80,14 +88,41 @@ def up(stack: Stack) -> None:
     say(f"Tout répond, en {time.monotonic() - start:.0f} s. MongoDB est ici : {engine}.")
 
 
+def launch(stack: Stack, supervisor: Supervisor) -> bool:
+    """Installe et démarre tous les services, sauf Flink ; faux s'il n'y a plus de réponse à attendre.
+
+    S'ils tournent tous, rien n'est installé : un autre « up » attend peut-être leurs réponses, et il ne faut pas
+    toucher à ce qu'ils sont en train de lire.
+    """
+    refuse_other_ports(stack, supervisor)
+    install.move_old_exports(stack, say)
+    if not supervisor.alive():
+        supervisor.end_orphans()
+    elif all(map(supervisor.is_alive, NAMES)):
+        if all(health.checks(stack)[name]() for name in NAMES):
+            health.create_topics(stack)
+            say("Tout tourne déjà, et répond.")
+            return False
+        say("Tout tourne déjà : on attend que chaque service réponde.")
+        supervisor.start(every_service(stack), NAMES)  # réveille ceux qui sont gelés
+        return True
+    refuse_taken_ports(stack, supervisor, NAMES)
+    stack.refuse_incomplete()
+    install.install(stack, say)
+    say(f"Démarrage de {', '.join(NAMES)}…")
+    supervisor.start(every_service(stack), NAMES)
+    return True
+
+
 def start_flink(stack: Stack) -> None:
     """Installe, démarre et attend Flink : le JobManager et un TaskManager, puis le job."""
     supervisor = Supervisor(stack)
     names = (JOBMANAGER, TASKMANAGERS[0])
-    refuse_taken_ports(stack, supervisor, names)
-    prepare_flink(stack, supervisor)
-    say(f"Démarrage de {', '.join(names)}…")
-    supervisor.start(every_service(stack), names)
+    with alone(stack, create=True):
+        refuse_taken_ports(stack, supervisor, names)
+        prepare_flink(stack, supervisor)
+        say(f"Démarrage de {', '.join(names)}…")
+        supervisor.start(every_service(stack), names)
     for name in names:  # l'un après l'autre : sans JobManager, un TaskManager ne répond jamais
         await_services(stack, supervisor, [name])
     port = stack.ports[JOBMANAGER]
@@ -140,29 +175,53 @@ def refuse_taken_ports(stack: Stack, supervisor: Supervisor, names: Sequence[str
 
 
 def await_services(stack: Stack, supervisor: Supervisor, names: Sequence[str]) -> None:
-    """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond ; un échec arrête tout."""
+    """Attend ensemble tous les services ``names`` et dit chacun dès qu'il répond ; un échec arrête tout.
+
+    Sans le verrou de la pile : une autre commande peut en arrêter, en geler ou en réveiller pendant ce temps. Ctrl-C
+    n'attend pas la réponse en cours de chacun : leurs questions sont posées par des fils que Python abandonne.
+    """
     questions = health.checks(stack)
     youngest = min((state.seconds for name, state in supervisor.states().items() if name in names), default=0)
     patience = max(MUTE_SECONDS, READY_SECONDS - youngest)
-    talking = threading.Lock()
-    failures: list[PipelineError] = []
+    talking, over = threading.Lock(), threading.Event()
+    failures: list[Exception] = []
 
     def one(name: str) -> None:
         try:
             seconds = health.wait(
-                name, questions[name], patience, lambda: not failures and supervisor.is_alive(name),
+                name, questions[name], patience, lambda: not over.is_set() and supervisor.is_alive(name),
                 stack.logs / f"{name}.log",
             )  # fmt: skip
-        except PipelineError as error:
-            failures.append(error)
+        except Exception as error:
+            with talking:
+                if not over.is_set():
+                    failures.append(error if supervisor.is_alive(name) else ended(supervisor, name, error))
+                    over.set()
             return
         with talking:
-            say(f"  {name:<12} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
+            if not over.is_set():
+                say(f"  {name:<12} répond sur le port {stack.ports[name]} ({seconds:.1f} s)")
 
-    with ThreadPoolExecutor(len(names)) as pool:
-        list(pool.map(one, names))
-    if failures:  # sans superviseur, on ne sait plus qui tourne : ce n'est pas un service qui s'est arrêté
-        raise failures[0] if supervisor.alive() else PipelineError(UNATTENDED)
+    threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        over.set()
+    if failures:
+        raise failures[0]
+
+
+def ended(supervisor: Supervisor, name: str, error: Exception) -> Exception:
+    """Pourquoi un service que l'on attendait ne tourne plus : il est mort (``error`` le dit), ou on l'a arrêté."""
+    states = supervisor.states()
+    if not states:  # sans superviseur, on ne sait plus qui tourne : ce n'est pas un service qui s'est arrêté
+        _, left = psutil.wait_procs(supervisor.orphans(), ENDING_SECONDS)  # les derniers que « down » arrête
+        return PipelineError(UNATTENDED if left else STOPPED.format("La pile", "e"))
+    stopped = name in states and states[name].word == STOPPED_WORD
+    return PipelineError(STOPPED.format(name, "")) if stopped else error
 
 
 def down(stack: Stack) -> bool:
@@ -183,7 +242,7 @@ def status(stack: Stack) -> int:
     questions = health.checks(stack)
     healthy = True
     orphans = [] if states else supervisor.orphans()
-    asked = [name for name in FLINK_NAMES if name in states and states[name].word != "arrêté"]
+    asked = [name for name in FLINK_NAMES if name in states and states[name].word != STOPPED_WORD]
     for name in (*NAMES, *asked):
         state = states.get(name)
         word = describe(state, questions[name])
@@ -206,7 +265,7 @@ def status(stack: Stack) -> int:
 def describe(state: State | None, answers: Check) -> str:
     """L'état d'un service, en quelques mots."""
     if state is None or not state.alive:
-        return state.word if state else "arrêté"
+        return state.word if state else STOPPED_WORD
     if state.frozen:
         return "gelé"
     try:
@@ -231,11 +290,12 @@ def restart(stack: Stack, name: str) -> None:
     keep_ports(stack, supervisor)
     if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
-    supervisor.stop(name)
-    refuse_taken_ports(stack, supervisor, [name])
-    if name in FLINK_NAMES:
-        prepare_flink(stack, supervisor)
-    supervisor.start(every_service(stack), [name])
+    with alone(stack, create=False):
+        supervisor.stop(name)
+        refuse_taken_ports(stack, supervisor, [name])
+        if name in FLINK_NAMES:
+            prepare_flink(stack, supervisor)
+        supervisor.start(every_service(stack), [name])
     await_services(stack, supervisor, [name])
 
 
@@ -363,23 +423,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "logs":
         logs(stack, args.name)
         return 0
-    with alone(stack, create=args.command in ("up", "flink")):
-        run_alone(stack, args)
+    try:
+        command(stack, args)
+    except KeyboardInterrupt:
+        if Supervisor(stack).process() is None:
+            raise
+        raise PipelineError(INTERRUPTED) from None
+    except OSError as error:
+        if error.errno not in CLOSED or error.filename is None:
+            raise
+        raise unwritable(error, stack.data) from error
     return 0
 
 
-def run_alone(stack: Stack, args: argparse.Namespace) -> None:
-    """Les commandes qui changent quelque chose."""
+def command(stack: Stack, args: argparse.Namespace) -> None:
+    """Les commandes qui changent quelque chose : seules tant qu'elles le font, pas tant qu'elles attendent."""
     match args.command:
         case "up":
             up(stack)
         case "flink":
             up(stack)
             start_flink(stack)
-        case "down":
-            say(f"Tout est arrêté ; les données restent dans {stack.data}." if down(stack) else "Rien ne tourne.")
         case "restart":
             restart(stack, args.name)
+        case _:
+            with alone(stack, create=False):
+                run_alone(stack, args)
+
+
+def run_alone(stack: Stack, args: argparse.Namespace) -> None:
+    """Celles qui n'attendent aucune réponse."""
+    match args.command:
+        case "down":
+            say(f"Tout est arrêté ; les données restent dans {stack.data}." if down(stack) else "Rien ne tourne.")
         case "reset":
             reset(stack, sure=args.oui)
         case "lock":

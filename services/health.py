@@ -10,13 +10,14 @@ from pathlib import Path
 
 import psutil
 import psycopg2
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.errors import PipelineError
+from services.doctor import ports
 from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
 
 Check = Callable[[], bool]
@@ -40,15 +41,22 @@ def checks(stack: Stack) -> dict[str, Check]:
 
 
 def create_topics(stack: Stack) -> list[str]:
-    """Crée les topics de ``config/topics.conf`` qui manquent ; renvoie leurs noms."""
+    """Crée les topics de ``config/topics.conf`` qui manquent ; renvoie leurs noms.
+
+    Un autre « up » les crée peut-être au même moment : un topic déjà là est ce que l'on voulait.
+    """
     wanted = {topic.topic: topic for topic in read_topics(CONFIG / "topics.conf")}
     admin = AdminClient({"bootstrap.servers": stack.brokers, "broker.address.family": "v4", "log_level": 0})
-    missing = wanted.keys() - admin.list_topics(timeout=15).topics.keys()
+    try:
+        missing = wanted.keys() - admin.list_topics(timeout=15).topics.keys()
+    except KafkaException as error:
+        raise PipelineError(f"Kafka ne répond plus : {error.args[0].str()}.") from error
     for topic, outcome in admin.create_topics([wanted[name] for name in missing]).items() if missing else ():
         try:
             outcome.result()
         except KafkaException as error:
-            raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
     return sorted(missing)
 
 
@@ -81,7 +89,10 @@ def refuse_taken_ports(services: Sequence[Service]) -> None:
     """Lève PipelineError si un port de ``services`` est pris : une phrase par port, qui nomme l'occupant.
 
     Un processus tué rend ses ports un peu après avoir disparu : un occupant sans nom a DYING_SECONDS pour partir.
+    Un port que le système réserve à root ne se libérera pas.
     """
+    if reserved := [(service, port) for service in services for port in _ports(service) if ports.is_reserved(port)]:
+        raise PipelineError("\n".join(_reserved_sentence(*trouble) for trouble in reserved))
     deadline = time.monotonic() + DYING_SECONDS
     while taken := [(service, port, _holder(port)) for service in services for port in _ports(service) if _taken(port)]:
         if all(holder for *_, holder in taken) or time.monotonic() > deadline:
@@ -117,11 +128,21 @@ def _holder(port: int) -> str | None:
     return None
 
 
+def _role(service: Service, port: int) -> str:
+    return service.name + (f" (port interne : port + {CONTROLLER_OFFSET})" if port != service.port else "")
+
+
+def _reserved_sentence(service: Service, port: int) -> str:
+    return (
+        f"Le port {port} de {_role(service, port)} est réservé à root par ce système : choisissez un port à partir de "
+        f"{ports.UNRESERVED} avec la variable {service.variable} (dans .env ou l'environnement)."
+    )
+
+
 def _taken_sentence(service: Service, port: int, holder: str | None) -> str:
     holder = holder or "un programme d'un autre compte"
-    role = service.name + (f" (port interne : port + {CONTROLLER_OFFSET})" if port != service.port else "")
     return (
-        f"Le port {port} de {role} est pris par {holder} : arrêtez ce programme, ou choisissez "
+        f"Le port {port} de {_role(service, port)} est pris par {holder} : arrêtez ce programme, ou choisissez "
         f"un autre port avec la variable {service.variable} (dans .env ou l'environnement)."
     )
 

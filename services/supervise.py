@@ -30,6 +30,7 @@ STOP_SECONDS = 12  # comme Service.stop_seconds : le dernier broker attend un co
 POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_ctl", "psql")
 RPC_SECONDS = 30  # plus que l'arrêt le plus long ; il répond à toute autre demande en quelques millisecondes
 ALIVE = ("STARTING", "RUNNING", "STOPPING")
+STOPPED_WORD = "arrêté"  # prié de l'être ; qui s'arrête sans cela est mort
 UNATTENDED = "Aucun superviseur ne répond : « make services » démarre la pile, ou la reprend ; « make stop » l'arrête."
 
 log = logging.getLogger("pipeline")
@@ -43,7 +44,7 @@ class State(NamedTuple):
     """Où en est un service."""
 
     name: str
-    word: str  # « arrêté », « mort »… pour qui ne tourne pas ; vide s'il tourne
+    word: str  # STOPPED_WORD, « mort »… pour qui ne tourne pas ; vide s'il tourne
     pid: int = 0
     seconds: int = 0  # depuis son démarrage
 
@@ -312,7 +313,7 @@ def _state(info: dict[str, Any]) -> State:
     if info["statename"] in ALIVE and info["pid"]:
         return State(name, "", info["pid"], max(0, info["now"] - info["start"]))
     if info["statename"] in ("STOPPED", "STARTING"):
-        return State(name, "arrêté")
+        return State(name, STOPPED_WORD)
     return State(name, f"mort (code {code})" if code > 0 else "mort")
 
 

@@ -2,6 +2,7 @@
 
 - ``environment`` : Python, paquets, projet installé, terminal ;
 - ``machine`` : système, dossiers, disque, mémoire ;
+- ``jars`` : ceux des serveurs sans Docker ;
 - ``env_file``, ``variables`` : .env ; les variables exportées et le proxy ;
 - ``ports`` : qui écoute sur les ports de la pile ;
 - ``docker`` : le moteur, Compose, le processeur, les fichiers que les conteneurs lisent ;

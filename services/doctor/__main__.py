@@ -17,8 +17,8 @@ from commun.cli import Parser, run
 from services.doctor.report import PROBLEM, Check, as_json, as_text, examine, load
 
 MODULES = (
-    "environment", "machine", "env_file", "variables", "ports", "docker", "supervisor", "kafka", "topics", "connect",
-    "mongodb", "postgresql",
+    "environment", "machine", "jars", "env_file", "variables", "ports", "docker", "supervisor", "kafka", "topics",
+    "connect", "mongodb", "postgresql",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import codecs
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from services.doctor.report import Check, Finding, Notes, ok, problem, warning
@@ -96,6 +96,14 @@ def value(name: str) -> str:
     return os.environ.get(name) or read_env().get(name, "")
 
 
+def exported(
+    names: Iterable[str], environ: Mapping[str, str], env: Mapping[str, str], others: Mapping[str, str] | None = None
+) -> list[str]:
+    """Celles de ``names`` que l'environnement pose, et autrement que .env (``env``) ; ``others`` : leur nom là-bas."""
+    own = {name: (others or {}).get(name, name) for name in names}
+    return [name for name, there in own.items() if environ.get(name) and environ[name] != env.get(there)]
+
+
 def judge_env(text: str | None) -> list[Finding]:
     """Le fichier .env est-il lisible par docker-compose comme par les scripts ?"""
     if text is None:
@@ -138,8 +146,20 @@ def judge_env(text: str | None) -> list[Finding]:
     return notes.or_ok(f"{len(found)} réglages")
 
 
-def judge_cluster_id(wanted: str, nodes: Mapping[str, str]) -> list[Finding]:
-    """L'identifiant de .env est-il celui des données ? ``nodes`` : celui de chaque nœud déjà formaté."""
+def judge_cluster_id(wanted: str, nodes: Mapping[str, str], exported: str = "") -> list[Finding]:
+    """L'identifiant de .env est-il celui des données ? ``nodes`` : celui de chaque nœud déjà formaté.
+
+    ``exported`` : celui de l'environnement, que docker-compose préfère, et que les serveurs sans Docker n'écoutent pas.
+    """
+    if exported not in ("", wanted):
+        return [
+            warning(
+                "CLUSTER_ID",
+                f"{exported}, posé dans ce terminal, n'est pas celui de .env ({wanted}) : les conteneurs que "
+                "docker-compose créerait d'ici ne seraient pas du même cluster",
+                "« unset CLUSTER_ID ».",
+            )
+        ]
     if len(set(nodes.values())) > 1:
         text = ", ".join(f"{name} {identifier}" for name, identifier in nodes.items())
         return [
@@ -185,5 +205,7 @@ def env_file() -> list[Finding]:
 
 CHECKS: dict[str, Check] = {
     ".env": env_file,
-    "CLUSTER_ID": lambda: judge_cluster_id(value("CLUSTER_ID"), formatted_nodes(data_folder(os.environ))),
+    "CLUSTER_ID": lambda: judge_cluster_id(
+        read_env().get("CLUSTER_ID", ""), formatted_nodes(data_folder(os.environ)), os.environ.get("CLUSTER_ID", "")
+    ),
 }

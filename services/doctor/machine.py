@@ -4,12 +4,14 @@ import importlib
 import os
 import platform
 import re
+import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.doctor.env_file import ROOT, data_folder, value
+from services.doctor.jars import cache
 from services.doctor.ports import listening
 from services.doctor.report import Check, Finding, ok, problem, unknown, warning
 
@@ -72,10 +74,24 @@ def folder_facts(path: Path) -> Folder:
     return Folder(path, parent, parent.is_dir(), os.access(parent, os.W_OK | os.X_OK), parent.stat().st_uid)
 
 
-def jars_facts(path: Path) -> Folder:
+def cache_facts(path: Path) -> Folder:
     """Regarde le cache de Maven ; sous « sudo », son verrou a pu naître à un autre compte."""
     facts, lock = folder_facts(path), path / ".verrou"
     return replace(facts, writable=facts.writable and (not lock.exists() or os.access(lock, os.W_OK)))
+
+
+def reopen(folder: Path, owner: int) -> str:
+    """La commande qui rend ``folder`` à ce compte : « chown » ne change rien à un dossier qui est déjà à lui."""
+    name = shlex.quote(str(folder))
+    if owner == os.getuid():
+        return f"« chmod -R u+rwX {name} »"
+    return f"« sudo chown -R $USER {name} » s'il est à vous"
+
+
+def closed_part(path: Path) -> Path:
+    """Ce qui empêche d'écrire ``path`` : lui-même, ou le premier dossier fermé en remontant."""
+    there = [part for part in (path, *path.parents) if os.path.exists(part)]
+    return next((part for part in there if not os.access(part, os.W_OK)), there[0])
 
 
 def judge_folder(what: str, variable: str, folder: Folder) -> Finding:
@@ -89,8 +105,9 @@ def judge_folder(what: str, variable: str, folder: Folder) -> Finding:
     if not folder.writable:
         return problem(
             "dossiers",
-            f"{what} : vous ne pouvez pas écrire dans {folder.parent} (il est au compte {folder.owner})",
-            f"« sudo chown -R $USER {folder.parent} » s'il est à vous, sinon un autre dossier avec {variable}.",
+            f"{what} : vous ne pouvez pas écrire dans {folder.parent} (il est "
+            + ("à vous)" if folder.owner == os.getuid() else f"au compte {folder.owner})"),
+            f"{reopen(folder.parent, folder.owner)}, sinon un autre dossier avec {variable}.",
         )
     return ok("dossiers", f"{what} : {folder.path}")
 
@@ -109,11 +126,10 @@ def folders() -> list[Finding]:
         return []
     data = data_folder(os.environ)
     exports = ROOT / "exercice3" / (os.environ.get("EXPORT_DIR") or data / "exports")
-    jars = Path(os.environ.get("M2_REPO") or "~/.m2/repository").expanduser()
     return [
         judge_folder("données des serveurs", "SERVICES_DATA", folder_facts(data)),
         judge_folder("fichiers exportés", "EXPORT_DIR", folder_facts(exports.absolute())),
-        judge_folder("jars des serveurs", "M2_REPO", jars_facts(jars)),
+        judge_folder("jars des serveurs", "M2_REPO", cache_facts(cache())),
         *judge_path(data),
     ]
 

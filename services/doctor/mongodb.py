@@ -12,13 +12,14 @@ from pymongo import MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
 from commun.settings import mongo_uri
-from services.doctor.env_file import read_env, value
+from services.doctor.env_file import exported, read_env, value
 from services.doctor.ports import foreign_services, reachable
-from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
+from services.doctor.refusals import START, Login, changed, cure, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
 
 TIMEOUTS: dict[str, Any] = dict.fromkeys(("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS"), 2500)
 BAD_ACCOUNT = 18
+ACCOUNT = ("MONGO_USER", "MONGO_PASSWORD", "MONGO_DATABASE")  # de quoi sont faites les connexions sans MONGO_URI
 WRITERS = {"readWrite", "readWriteAnyDatabase", "dbOwner", "root"}
 INDEXERS = {"dbAdmin", "dbAdminAnyDatabase", "dbOwner", "root"}
 
@@ -61,29 +62,29 @@ def judge_mongo_failure(code: int | None, said: str, login: Login, silence: str)
 
     ``silence`` : pourquoi on ne se connecte pas à son port ; vide si on s'y connecte.
     """
-    where, local = login.where, login.local
+    where = login.where
     if code == BAD_ACCOUNT:
-        foreign = "Vérifiez le compte et authSource dans MONGO_URI."
-        cure = changed(login.spare or ("MONGO_USER", "MONGO_PASSWORD"), login.environ) if local else foreign
+        own = changed(login.spare or ("MONGO_USER", "MONGO_PASSWORD"))
         account = f"le compte {login.user}" if login.spare else "ce compte"
         message = f"{where} répond mais refuse {account} ou ce mot de passe"
-        return Finding("MongoDB", WARNING if login.spare else PROBLEM, message, cure)
+        remedy = cure(login, own, "Vérifiez le compte et authSource dans MONGO_URI.")
+        return Finding("MongoDB", WARNING if login.spare else PROBLEM, message, remedy)
     if code is not None:
-        return problem("MongoDB", f"{where} répond mais refuse : « {said} »", "Vérifiez les droits de ce compte.")
+        rights = "Vérifiez les droits de ce compte."
+        return problem("MongoDB", f"{where} répond mais refuse : « {said} »", cure(login, rights, rights))
     if silence:
-        cure = START if local else "Vérifiez MONGO_URI et le réseau."
-        return problem("MongoDB", f"ne répond pas sur {where} : {silence}", cure)
+        remedy = START if login.local else "Vérifiez MONGO_URI et le réseau."
+        return problem("MongoDB", f"ne répond pas sur {where} : {silence}", remedy)
     message = f"la connexion s'ouvre sur {where}, mais personne n'y répond comme MongoDB : « {said} »"
-    return problem(
-        "MongoDB", message, restart("mongodb") if local else "Vérifiez MONGO_URI (port, tls=true, replicaSet=…)."
-    )
+    remedy = restart("mongodb") if login.local else "Vérifiez MONGO_URI (port, tls=true, replicaSet=…)."
+    return problem("MongoDB", message, remedy)
 
 
 def mongodb() -> list[Finding]:
     """Se connecte comme les scripts, demande, n'écrit rien ; puis, sur notre pile, comme l'administrateur."""
     uri, database = mongo_uri(), value("MONGO_DATABASE") or "ventes_db"
     where = re.sub(r"^mongodb(\+srv)?://(?:[^@/]*@)?([^/?]*).*$", r"\2", uri)
-    login = Login(where, "", not os.environ.get("MONGO_URI"), os.environ)
+    login = Login(where, "", not os.environ.get("MONGO_URI"), exported(ACCOUNT, os.environ, read_env()))
     try:
         with MongoClient[dict[str, Any]](uri, **TIMEOUTS) as client:
             asked = time.time()
@@ -125,7 +126,7 @@ def administrator(login: Login) -> list[Finding]:
             client.admin.command("ping")
     except OperationFailure as error:
         said = first_line(str(error))
-        return [judge_mongo_failure(error.code or 0, said, replace(login, user=user, spare=names, environ={}), "")]
+        return [judge_mongo_failure(error.code or 0, said, replace(login, user=user, spare=names, exported=()), "")]
     return []
 
 

@@ -6,15 +6,15 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from services.doctor.env_file import ROOT, data_folder, value
-from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
+from services.doctor.env_file import ROOT, data_folder, exported, read_env, value
+from services.doctor.report import OK, PROBLEM, WARNING, Check, Finding, Notes, ok, problem, warning
 from services.doctor.variables import LOCAL
 
 # Ceux de services.stack, qui ne s'importe pas sans les paquets des serveurs ; un test compare les deux.
@@ -34,6 +34,7 @@ INNER = dict.fromkeys(("kafka1", "kafka2", "kafka3"), (CONTROLLER_OFFSET,)) | {
     "jobmanager": tuple(range(CONTROLLER_OFFSET, CONTROLLER_OFFSET + 3))
 }
 CONNECT_SECONDS = 1.0
+UNRESERVED = 1024  # en dessous, la plupart des systèmes réservent les ports à root
 HIGHEST = 65_535 - CONTROLLER_OFFSET
 DOCKER = re.compile(r"docker|rootlessport|rootlesskit|vpnkit|wslrelay|slirp4netns|colima|lima|orbstack", re.IGNORECASE)
 OURS, CONTAINER, COPY, OTHER, HIDDEN = "nous", "Docker", "une autre copie", "un autre", "caché"
@@ -47,22 +48,32 @@ class Holder:
     name: str
 
 
-def judge_numbers(ports: Mapping[str, str]) -> list[Finding]:
-    """Les numéros de port sont-ils des nombres, et tous différents ? ``ports`` : service → texte de .env."""
+def judge_numbers(ports: Mapping[str, str], exported: Collection[str] = ()) -> list[Finding]:
+    """Les numéros de port sont-ils des nombres, et tous différents ? ``ports`` : service → texte.
+
+    ``exported`` : les variables qui viennent de l'environnement ; les autres sont de .env.
+    """
     notes, seen = Notes("ports"), dict[int, str]()
+
+    def note(service: str, message: str, cure: str) -> None:
+        variable = VARIABLES[service]
+        notes.problem(message, f"« unset {variable} »." if variable in exported else cure)
+
     for service, text in ports.items():
         if not text.isdecimal() or not 0 < int(text) <= HIGHEST:
-            notes.problem(
+            note(
+                service,
                 f"{VARIABLES[service]}={text} n'est pas un port (1 à {HIGHEST})",
-                "Corrigez-le dans .env, ou retirez la variable.",
+                "Corrigez-le dans .env.",
             )
             continue
         for port in (int(text) + offset for offset in (0, *INNER.get(service, ()))):
             if port in seen:
-                notes.problem(
+                note(
+                    service if VARIABLES[service] in exported else seen[port],
                     f"le port {port} est à la fois celui de {seen[port]} et de {service} (Kafka prend aussi son port "
                     f"+ {CONTROLLER_OFFSET}, Flink les trois à partir de son port + {CONTROLLER_OFFSET})",
-                    f"Donnez un autre port à {VARIABLES[service]}.",
+                    f"Donnez un autre port à {VARIABLES[service]}, dans .env.",
                 )
             seen[port] = service
     return notes.found
@@ -84,6 +95,20 @@ def judge_holder(service: str, port: int, holder: Holder, *, foreign: bool) -> F
     return Finding(
         "ports", state, f"le port {port} de {service} est pris par {holder.name}", f"Arrêtez ce programme, ou {change}"
     )
+
+
+def judge_reserved(reserved: Mapping[str, int], foreign: Sequence[str]) -> list[Finding]:
+    """Les ports que le système refuse à ce compte ; ``reserved`` : service → port."""
+    return [
+        Finding(
+            "ports",
+            WARNING if service in foreign or service in ON_DEMAND else PROBLEM,
+            f"le port {port} de {service} est réservé à root par ce système : les serveurs sans Docker ne peuvent pas "
+            "l'avoir",
+            f"Choisissez un port à partir de {UNRESERVED} avec {VARIABLES[service]}, dans .env ou l'environnement.",
+        )
+        for service, port in reserved.items()
+    ]
 
 
 def judge_ports(holders: Mapping[str, tuple[int, Holder | None]], foreign: Sequence[str]) -> list[Finding]:
@@ -148,6 +173,18 @@ def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_reserved(port: int) -> bool:
+    """Vrai si le système refuse ce port à notre compte, que quelqu'un y soit ou non."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return True
+        except OSError:  # il est pris
+            return False
+    return False
 
 
 def published() -> dict[int, str]:
@@ -242,12 +279,15 @@ def foreign_services(environ: Mapping[str, str]) -> list[str]:
 def ports() -> list[Finding]:
     """Les ports de .env et leurs occupants."""
     texts = {service: value(variable) for service, variable in VARIABLES.items()}
-    if wrong := judge_numbers(texts):
+    if wrong := judge_numbers(texts, exported(VARIABLES.values(), os.environ, read_env())):
         return wrong
     docker = published()
     known = listeners()
     holders = {service: (int(text), holder_of(int(text), docker, known)) for service, text in texts.items()}
-    return judge_ports(holders, foreign_services(os.environ))
+    free = {service: port for service, (port, holder) in holders.items() if holder is None}
+    foreign = foreign_services(os.environ)
+    refused = judge_reserved({service: port for service, port in free.items() if is_reserved(port)}, foreign)
+    return refused + [finding for finding in judge_ports(holders, foreign) if not refused or finding.state != OK]
 
 
 def judge_localhost(addresses: Sequence[str]) -> Finding:

@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 
 import psycopg2
 
-from commun.settings import postgres_dsn
-from services.doctor.env_file import read_env
+from commun.settings import LOCAL_NAMES, postgres_dsn
+from services.doctor.env_file import exported, read_env
 from services.doctor.ports import foreign_services, reachable
-from services.doctor.refusals import START, Login, changed, first_line, judge_time, restart
-from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes
-from services.doctor.variables import LOCAL
+from services.doctor.refusals import START, Login, changed, cure, first_line, judge_time, restart
+from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
+from services.doctor.variables import LIBPQ, LOCAL
 
 POSTGRES_SECONDS = 2  # libpq n'attend pas moins
 POSTGRES_OLDEST = 160_000  # pg_input_is_valid, avec quoi pg.py juge chaque ligne, est de PostgreSQL 16
+# Ce qui, posé dans un terminal, décide du sort d'une connexion à notre serveur ; de ces adresses-ci, s'il se tait.
+ADDRESSES = ("PGHOSTADDR", "PGPORT")
+INDECISIVE = ("PGHOST", "PGSERVICEFILE", "PGPASSFILE", "PORT_POSTGRES")
+DECISIVE = tuple(name for name in (*LIBPQ, *LOCAL_NAMES.values()) if name not in INDECISIVE)
 QUESTION = """SELECT current_setting('server_version_num')::int, current_setting('server_version'),
     current_setting('server_encoding'), pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
     has_schema_privilege(current_schema(), 'CREATE'), extract(epoch FROM clock_timestamp())::float8"""
@@ -33,26 +37,30 @@ class Postgres:
     ahead: float
 
 
-def judge_postgres(found: Postgres, where: str) -> list[Finding]:
+def judge_postgres(found: Postgres, login: Login) -> list[Finding]:
     """La version, l'encodage, les droits et l'heure."""
-    notes = Notes("PostgreSQL")
+    notes, where = Notes("PostgreSQL"), login.where
+
+    def note(message: str, remedy: str) -> None:
+        notes.problem(message, cure(login, remedy, remedy))
+
     if found.number < POSTGRES_OLDEST:
-        notes.problem(
+        note(
             f"{where} est en version {found.version} : pg.py demande 16 ou plus (pg_input_is_valid)",
             "Prenez le PostgreSQL du projet, ou un serveur 16 ou plus.",
         )
     if found.encoding != "UTF8":
-        notes.problem(
+        note(
             f"la base de {where} est en {found.encoding} : les noms accentués n'y entrent pas tous",
             "Créez-la avec « CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 », et PGDATABASE.",
         )
     if found.read_only:
-        notes.problem(
+        note(
             f"{where} est en lecture seule pour ce compte : pg.py ne pourrait rien charger",
             "Prenez le serveur principal, et un compte qui écrit (PGUSER).",
         )
     elif not found.may_create:
-        notes.problem(
+        note(
             f"ce compte n'a pas le droit de créer de table dans {where}",
             "Faites-le propriétaire de la base (« ALTER DATABASE … OWNER TO … »), ou changez PGUSER.",
         )
@@ -65,42 +73,45 @@ def judge_postgres_failure(said: str, login: Login, silence: str) -> Finding:
 
     ``silence`` : pourquoi on ne se connecte pas à son port ; vide si on s'y connecte.
     """
-    state, where, local = WARNING if login.spare else PROBLEM, login.where, login.local
+    state, where = WARNING if login.spare else PROBLEM, login.where
     said = first_line(said)
     reason = said.rpartition("failed: ")[2]
     if re.search("no password supplied|aucun mot de passe", said):
         message = f"{where} demande un mot de passe pour {login.user}, et il n'y en a pas"
-        cure = "Posez PGPASSWORD : celui de .env ne part que vers localhost."
+        own = foreign = "Posez PGPASSWORD : celui de .env ne part que vers localhost."
     elif "FATAL" in said and re.search("password|mot de passe", said):
         message = f"{where} répond mais refuse le mot de passe de {login.user}"
-        own = changed(login.spare or ("PGUSER", "PGPASSWORD"), login.environ)
-        cure = own if local else "Vérifiez PGUSER et PGPASSWORD."
+        own = changed(login.spare or ("PIPELINE_USER", "PIPELINE_PASSWORD"))
+        foreign = "Vérifiez PGUSER et PGPASSWORD."
     elif "FATAL" in said:
         message = f"{where} répond mais refuse : « {reason} »"
-        cure = (
+        own = foreign = (
             "Vérifiez PGDATABASE et PGUSER ; après un premier démarrage manqué sous Docker, « docker-compose down -v » "
             "puis « docker-compose up -d »."
         )
     elif "SSL" in said:
         message = f"{where} : « {reason} »"
-        own = "Le PostgreSQL du projet n'a pas de TLS : « unset PGSSLMODE »."
-        cure = own if local else "Vérifiez PGSSLMODE et PGSSLROOTCERT."
+        own = "Le PostgreSQL du projet n'a pas de TLS : retirez ce qui en demande (~/.postgresql, PGSSLMODE)."
+        foreign = "Vérifiez PGSSLMODE et PGSSLROOTCERT."
     elif re.search("definition of service|service file", said):
-        message, cure = f"PGSERVICE ne se lit pas : « {said} »", "Corrigez PGSERVICE, ou « unset PGSERVICE »."
+        message = f"PGSERVICE ne se lit pas : « {said} »"
+        own = foreign = "Corrigez PGSERVICE, ou « unset PGSERVICE »."
     elif silence:
         message = f"ne répond pas sur {where} : {silence}"
-        cure = START if local else "Vérifiez PGHOST, PGPORT et le réseau."
+        own, foreign = START, "Vérifiez PGHOST, PGPORT et le réseau."
+        login = replace(login, exported=[name for name in login.exported if name in ADDRESSES])
     else:
         message = f"la connexion s'ouvre sur {where}, mais personne n'y répond comme PostgreSQL : « {reason} »"
-        cure = restart("postgres") if local else "Vérifiez PGHOST et PGPORT."
-    return Finding("PostgreSQL", state, message, cure)
+        own, foreign = restart("postgres"), "Vérifiez PGHOST et PGPORT."
+    return Finding("PostgreSQL", state, message, cure(login, own, foreign))
 
 
 def postgresql() -> list[Finding]:
     """Se connecte comme pg.py, demande, n'écrit rien ; puis sous les comptes dont pg.py se passe."""
     dsn = postgres_dsn()
     where = f"{dsn['host']}:{dsn['port']}/{dsn['dbname']}" if dsn else f"le service {os.environ.get('PGSERVICE')}"
-    login = Login(where, dsn.get("user", "ce compte"), dsn.get("host", "?") in LOCAL, os.environ)
+    local, names = dsn.get("host", "?") in LOCAL, exported(DECISIVE, os.environ, read_env(), LOCAL_NAMES)
+    login = Login(where, dsn.get("user", "ce compte"), local, names)
     try:
         connection = psycopg2.connect(**dsn, connect_timeout=POSTGRES_SECONDS)
     except psycopg2.OperationalError as error:
@@ -110,9 +121,12 @@ def postgresql() -> list[Finding]:
             asked = time.time()
             cursor.execute(QUESTION)
             *facts, clock = cursor.fetchone() or [None] * 6
+    except psycopg2.Error as error:  # « statement_timeout » dans PGOPTIONS, par exemple
+        refused = f"{where} répond mais refuse une question : « {first_line(str(error))} »"
+        return [problem("PostgreSQL", refused, cure(login, restart("postgres"), "Vérifiez les réglages de ce compte."))]
     finally:
         connection.close()
-    return judge_postgres(Postgres(*(*facts, clock - asked)), where) + spare_accounts(login)
+    return judge_postgres(Postgres(*(*facts, clock - asked)), login) + spare_accounts(login)
 
 
 def spare_accounts(login: Login) -> list[Finding]:
@@ -120,12 +134,14 @@ def spare_accounts(login: Login) -> list[Finding]:
 
     Rien à dire d'un compte qui entre, ou dont on ne connaît pas le mot de passe.
     """
-    accounts = [(postgres_dsn(reader=True), replace(login, user="tableau", spare=("TABLEAU_PASSWORD",)))]
+    spare = ("TABLEAU_PASSWORD",)
+    reader = replace(login, user="tableau", spare=spare, exported=exported(spare, os.environ, read_env()))
+    accounts = [(postgres_dsn(reader=True), reader)]
     if "postgres" not in foreign_services(os.environ):
         names, env = ("POSTGRES_USER", "POSTGRES_PASSWORD"), read_env()
         user, password = (env.get(name, "") for name in names)
         # .env seul : une POSTGRES_PASSWORD exportée ne règle ni un script ni un serveur déjà créé.
-        own = replace(login, user=user, spare=names, environ={})
+        own = replace(login, user=user, spare=names, exported=())
         accounts.append((postgres_dsn() | {"user": user, "password": password}, own))
     found = []
     for dsn, account in accounts:

@@ -1,6 +1,6 @@
 """Ce que MongoDB et PostgreSQL ont en commun quand ils refusent : un compte changé, une horloge, une phrase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from commun.cli import duration
@@ -17,7 +17,7 @@ class Login:
     where: str
     user: str
     local: bool  # le serveur de .env
-    environ: Mapping[str, str]
+    exported: Sequence[str]  # les variables de ce terminal qui changent cette connexion, voir env_file
     spare: Sequence[str] = ()  # les variables de .env d'un compte dont les scripts se passent
 
 
@@ -26,16 +26,25 @@ def restart(service: str) -> str:
     return f"« python -m services restart {service} » ou « docker-compose restart {service} »."
 
 
-def changed(variables: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Le remède d'un mot de passe refusé : le compte date du premier démarrage, ``variables`` ont changé depuis."""
-    if exported := [name for name in variables if name in environ]:
+def cure(login: Login, own: str, foreign: str) -> str:
+    """Le remède : ``foreign`` pour un serveur d'ailleurs, ``own`` pour celui de .env.
+
+    Mais si ce terminal change la connexion, c'est la seule chose à défaire : sans cela, le serveur irait peut-être
+    bien, et un autre remède le casserait.
+    """
+    if not login.local:
+        return foreign
+    if login.exported:
         return (
-            f"« unset {' '.join(exported)} » : ce qui est exporté l'emporte sur .env, mais le compte, lui, date du "
-            "premier démarrage."
+            f"« unset {' '.join(login.exported)} » : ce qui est exporté l'emporte sur .env, puis relancez « doctor »."
         )
-    names = [name.replace("PG", "PIPELINE_") for name in variables]  # leurs noms dans .env
+    return own
+
+
+def changed(variables: Sequence[str]) -> str:
+    """Le remède d'un mot de passe refusé : le compte date du premier démarrage, ``variables`` ont changé depuis."""
     return (
-        f"Remettez dans .env {' et '.join(names)} du premier démarrage, ou repartez de zéro, données comprises "
+        f"Remettez dans .env {' et '.join(variables)} du premier démarrage, ou repartez de zéro, données comprises "
         "(« make reset » ou « docker-compose down -v »)."
     )
 

@@ -34,20 +34,38 @@ GUARANTEED = frozenset(
 IGNORED = ("HOME", "OPTS", "HEAP_OPTS", "LOG4J_OPTS", "JVM_PERFORMANCE_OPTS", "JMX_OPTS", "GC_LOG_OPTS", "VERSION")
 IGNORED_PREFIXES = ("PORT", "SERVICE_")
 
-ELSEWHERE = {
+TLS = "règle le chiffrement des connexions de libpq ; le PostgreSQL du projet n'a pas de TLS"
+KERBEROS = "règle Kerberos dans les connexions de libpq ; le PostgreSQL du projet n'en a pas"
+PICKY = "libpq refuse les serveurs qui n'ont pas cette qualité"
+SESSION = "règle chaque session de pg.py, reconcile.py et de l'aperçu"
+# Toutes les variables que libpq lit, hors les noms d'application et de langue : ceux-là ne changent rien.
+LIBPQ = {
     "PGSERVICE": "libpq prend tout dans ce service : pg.py, reconcile.py et l'aperçu iront où il dit, sans rien de "
     ".env",
+    "PGHOST": "pg.py, reconcile.py et l'aperçu iront là ; le mot de passe de .env n'y est pas envoyé (posez "
+    "PGPASSWORD)",
     "PGHOSTADDR": "libpq s'y connecte quelle que soit PGHOST : pg.py, reconcile.py et l'aperçu iront là",
     "PGPORT": "pg.py, reconcile.py et l'aperçu iront à ce port, au lieu de celui de .env (PORT_POSTGRES)",
     "PGDATABASE": "pg.py, reconcile.py et l'aperçu iront dans cette base, au lieu de celle de .env",
     "PGUSER": "pg.py et reconcile.py prendront ce compte, au lieu de celui de .env",
     "PGPASSWORD": "remplace le mot de passe de .env pour pg.py et reconcile.py",
     "PGSERVICEFILE": "libpq y cherche les services de PGSERVICE",
+    "PGSYSCONFDIR": "libpq y cherche les services de PGSERVICE",
     "PGPASSFILE": "libpq y cherche les mots de passe qui ne sont ni dans .env ni dans PGPASSWORD",
-    "PGSSLMODE": "règle le chiffrement de pg.py, reconcile.py et de l'aperçu ; le PostgreSQL du projet n'a pas de TLS",
-    "PGOPTIONS": "ces options partent à l'ouverture de chaque connexion de pg.py, reconcile.py et de l'aperçu",
+    "PGREQUIREAUTH": "libpq refuse les serveurs qui n'authentifient pas de cette façon",
     "PGCLIENTENCODING": "change l'encodage des connexions de pg.py, que les fichiers exportés ont en UTF-8",
-    "PGTARGETSESSIONATTRS": "libpq refuse les serveurs qui n'ont pas cette qualité",
+    "PGOPTIONS": "ces options partent à l'ouverture de chaque connexion de pg.py, reconcile.py et de l'aperçu",
+    "PGCONNECT_TIMEOUT": "secondes que libpq laisse à une connexion pour s'ouvrir",
+    "PGLOADBALANCEHOSTS": "l'ordre dans lequel libpq essaie les adresses d'un serveur",
+    **dict.fromkeys(("PGTARGETSESSIONATTRS", "PGREQUIREPEER", "PGCHANNELBINDING", "PGMINPROTOCOLVERSION",
+                     "PGMAXPROTOCOLVERSION"), PICKY),
+    **dict.fromkeys(("PGSSLMODE", "PGREQUIRESSL", "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERT", "PGSSLKEY",
+                     "PGSSLCERTMODE", "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLSNI",
+                     "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION"), TLS),
+    **dict.fromkeys(("PGGSSENCMODE", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION"), KERBEROS),
+    **dict.fromkeys(("PGDATESTYLE", "PGTZ", "PGGEQO"), SESSION),
+}  # fmt: skip
+ELSEWHERE = LIBPQ | {
     "EXPORT_DIR": "schedule_export.py, pg.py et reconcile.py travaillent dans ce dossier ; « reset » n'y touche pas",
     "EXPORT_EVERY": "secondes entre deux exports de schedule_export.py, au lieu de 120",
     "SERVICES_DATA": "les serveurs sans Docker ont leurs données là ; un terminal sans elle commande une autre pile",
@@ -118,10 +136,8 @@ def _effect(name: str, text: str, defaults: Mapping[str, str]) -> str:  # noqa: 
     """Ce que cette variable change ; une phrase vide si rien."""
     if name == "MONGO_URI":
         return f"les scripts de l'exercice 3 parlent au MongoDB de {_host_of(text)}, pas à la pile de .env"
-    if name == "PGHOST" and text not in LOCAL:
-        return (
-            "pg.py, reconcile.py et l'aperçu iront là ; le mot de passe de .env n'y est pas envoyé (posez PGPASSWORD)"
-        )
+    if name == "PGHOST" and text in LOCAL:
+        return ""
     if name in defaults:
         if text == defaults[name]:
             return ""

@@ -315,7 +315,16 @@ def test_exported_variables() -> None:
     expect("PostgreSQL", "problem", "PGSERVICE ne se lit pas", env={"PGSERVICE": "ailleurs"})
     expect("PostgreSQL", "problem", "^PGSERVICE est posée, mais vide$", "^Retirez-la", env={"PGSERVICE": ""})
     expect("PostgreSQL", "problem", "« b.invalid » est inconnue d'ici", "PGHOST", env={"PGHOST": "b.invalid"})
-    expect("PostgreSQL", "problem", "SSL", "unset PGSSLMODE", env={"PGSSLMODE": "require"})
+    for name, text in (
+        ("PGSSLMODE", "require"), ("PGREQUIREAUTH", "password"), ("PGTARGETSESSIONATTRS", "standby"),
+        ("PGOPTIONS", "-c search_path=nope"), ("PGOPTIONS", "-c statement_timeout=1 -c search_path=nope"),
+        ("PGTZ", "nulle part"), ("PIPELINE_PASSWORD", "x"), ("PIPELINE_DATABASE", "x"), ("PGHOSTADDR", "127.0.0.2"),
+    ):  # fmt: skip
+        expect("PostgreSQL", "problem", "", f"^« unset {name} » :", env={name: text})
+    expect("PostgreSQL", "warning", "tableau", "^« unset TABLEAU_PASSWORD » :", env={"TABLEAU_PASSWORD": "x"})
+    for name in ("MONGO_DATABASE", "MONGO_PASSWORD"):
+        expect("MongoDB", "problem", "refuse ce compte", f"^« unset {name} » :", env={name: "autre"})
+    expect("CLUSTER_ID", "warning", "^court, posé dans ce terminal", "unset CLUSTER_ID", env={"CLUSTER_ID": "court"})
     expect("MongoDB", "problem", "MONGO_URI ne se lit pas", "Corrigez MONGO_URI", env={"MONGO_URI": "http://x"})
     expect("variables", "problem", "^KAFKA_ACKS=1 : changerait « acks »", "unset KAFKA_ACKS", env={"KAFKA_ACKS": "1"})
     expect("Kafka", "problem", "No such configuration property", env={"KAFKA_NIMPORTE_QUOI": "1"})

@@ -1,8 +1,10 @@
 """« doctor » : chaque constat d'après des faits donnés, sans serveur ; l'état, la phrase, le remède."""
 
+import errno
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,17 +22,18 @@ from hypothesis import strategies as st
 from commun import settings
 from commun.errors import PipelineError
 from commun.kafka import _FOREIGN, _KUBERNETES
-from commun.settings import ROOT, defaults
+from commun.settings import LOCAL_NAMES, ROOT, defaults
 from exercice1 import consumer as csv_consumer
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
 from exercice3 import consumer, producer
-from services import install, stack
+from services import health, install, stack
 from services.doctor import (
     connect,
     docker,
     env_file,
     environment,
+    jars,
     kafka,
     machine,
     mongodb,
@@ -183,7 +186,12 @@ def test_folders(tmp_path: Path) -> None:
     assert (blocked.state, "est un fichier" in blocked.message, "EXPORT_DIR" in blocked.cure) == (PROBLEM, True, True)
     future = machine.folder_facts(tmp_path / "a" / "b")
     assert machine.judge_folder("exports", "EXPORT_DIR", future).state == OK
-    assert machine.judge_folder("exports", "EXPORT_DIR", replace(future, writable=False)).state == PROBLEM
+    closed = replace(future, writable=False)
+    mine = the(machine.judge_folder("exports", "EXPORT_DIR", closed))
+    assert (mine.state, "il est à vous" in mine.message) == (PROBLEM, True)
+    assert mine.cure.startswith(f"« chmod -R u+rwX {tmp_path} », sinon un autre dossier avec EXPORT_DIR")
+    theirs = the(machine.judge_folder("exports", "EXPORT_DIR", replace(closed, owner=os.getuid() + 1)))
+    assert theirs.cure.startswith(f"« sudo chown -R $USER {tmp_path} »")
     assert not (tmp_path / "a").exists()
 
 
@@ -203,6 +211,29 @@ def test_a_closed_jar_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / install.JARS_LOCK).unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
     assert state() == PROBLEM
+
+
+def test_jars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Là où les serveurs les cherchent : tous, aucun, ou l'un d'eux vide ; ce qu'il faut poser pour les avoir."""
+    monkeypatch.setenv("M2_REPO", str(tmp_path))
+    finding = the(jars.look())
+    assert (finding.state, "Kafka : aucun des " in finding.message, "make flink" in finding.message) == (
+        WARNING, True, True)  # fmt: skip
+    assert all(word in finding.cure for word in ("make services", "HTTPS_PROXY", "REQUESTS_CA_BUNDLE"))
+    for name in (jars.KAFKA, jars.FLINK):
+        for _, coordinates, artifact in install._locked(name):
+            path = jars.jar_path(tmp_path, coordinates)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * 1_000_000)
+            assert artifact.cached_path == path
+    wanted = len(install._locked("kafka"))
+    finding = the(jars.look())
+    assert finding.state == OK
+    assert f"Kafka : {wanted} fichiers, {wanted} Mo ; Flink : " in finding.message
+    path = jars.jar_path(tmp_path, install._locked("kafka")[0][1])
+    path.write_bytes(b"")
+    finding = the(jars.look())
+    assert (finding.state, f"{wanted - 1} fichiers sur {wanted}" in finding.message) == (WARNING, True)
 
 
 def test_paths() -> None:
@@ -323,6 +354,10 @@ def test_cluster_id(tmp_path: Path) -> None:
     assert the(env_file.judge_cluster_id("nouveau", nodes)).state == WARNING
     assert the(env_file.judge_cluster_id("ancien", nodes | {"kafka2": "nouveau"})).state == PROBLEM
     assert the(env_file.judge_cluster_id("x", {})).state == OK
+    for known in ({}, nodes):  # celui de l'environnement n'est la faute ni de .env, ni des données
+        exported = the(env_file.judge_cluster_id("ancien", known, "court"))
+        assert (exported.state, exported.cure) == (WARNING, "« unset CLUSTER_ID ».")
+        assert the(env_file.judge_cluster_id("ancien", known, "ancien")).state == OK
 
 
 @pytest.mark.parametrize(("name", "text", "state", "words"), [
@@ -341,6 +376,10 @@ def test_cluster_id(tmp_path: Path) -> None:
     ("PORT_POSTGRES", "5433", WARNING, "PORT_POSTGRES=5433"),
     ("POSTGRES_PASSWORD", "secret", WARNING, "encore à créer"),
     ("CLUSTER_ID", "autre", WARNING, "encore à créer"),
+    ("PGREQUIREAUTH", "password", WARNING, "de cette façon"),
+    ("PGTARGETSESSIONATTRS", "standby", WARNING, "cette qualité"),
+    ("PGSSLCRL", "/x", WARNING, "n'a pas de TLS"),
+    ("PGTZ", "x", WARNING, "chaque session"),
     ("EXPORT_DIR", "/ailleurs", WARNING, "reset"),
     ("EXPORT_DIR", "ailleurs", WARNING, "chemin relatif"),
     ("VENTES_TOPIC", "autre", WARNING, "ce topic-là"),
@@ -386,11 +425,33 @@ def test_port_numbers() -> None:
     assert ports.judge_numbers(good) == []
     assert "PORT_POSTGRES=abc" in the(ports.judge_numbers(good | {"postgres": "abc"})).message
     assert "kafka1 et de mongodb" in the(ports.judge_numbers(good | {"mongodb": good["kafka1"]})).message
+    assert the(ports.judge_numbers(good | {"postgres": "abc"}, ["PORT_POSTGRES"])).cure == "« unset PORT_POSTGRES »."
+    for exported in ("PORT_KAFKA1", "PORT_MONGO"):  # le coupable est celui qui est exporté
+        twice = the(ports.judge_numbers(good | {"mongodb": good["kafka1"]}, [exported]))
+        assert twice.cure == f"« unset {exported} »."
     internal = str(int(good["kafka1"]) + ports.CONTROLLER_OFFSET)
     assert "kafka1 et de connect" in the(ports.judge_numbers(good | {"connect": internal})).message
     for shift in (1000, 1001, 1002):  # ceux de Flink
         inner = str(int(good["jobmanager"]) + shift)
         assert f"{inner} est à la fois celui de connect" in the(ports.judge_numbers(good | {"connect": inner})).message
+
+
+def test_a_port_reserved_to_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un port sous 1024, pour un compte ordinaire : personne ne l'occupe, c'est le système qui le refuse."""
+
+    def bind(_: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] == 80:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    monkeypatch.setattr(ports, "listening", lambda _: False)
+    monkeypatch.setenv("PORT_CONNECT", "80")
+    finding = the(ports.ports())
+    assert (finding.state, "réservé à root" in finding.message, "PORT_CONNECT" in finding.cure) == (PROBLEM, True, True)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "ailleurs:9092")
+    assert the(ports.ports()).state == WARNING
+    with pytest.raises(PipelineError, match=r"port 80 de connect est réservé à root .* PORT_CONNECT"):
+        health.refuse_taken_ports([stack.Service("connect", [], 80, "PORT_CONNECT")])
 
 
 def test_port_holders() -> None:
@@ -683,16 +744,47 @@ def test_mongodb() -> None:
     assert "avance de 5 min" in the(mongodb.judge_mongo(replace(MONGO, ahead=300), "ventes_db", "h")).message
 
 
-def login(*, local: bool = True, **environ: str) -> refusals.Login:
-    """On a frappé chez « h », sous le compte « pipeline »."""
-    return refusals.Login("h", "pipeline", local, environ)
+def login(*exported: str, local: bool = True) -> refusals.Login:
+    """On a frappé chez « h », sous le compte « pipeline » ; ``exported`` : ce que ce terminal y change."""
+    return refusals.Login("h", "pipeline", local, exported)
+
+
+def test_exported_settings() -> None:
+    """Ce que l'environnement change vraiment : ni ce qui est vide, ni ce que dit aussi .env, sous un autre nom."""
+    env = {"PIPELINE_USER": "pipeline", "PIPELINE_PASSWORD": "pipeline-local", "PORT_POSTGRES": "5432"}
+    environ = {"PGUSER": "pipeline", "PIPELINE_PASSWORD": "x", "PGPORT": "5433", "PGOPTIONS": "", "PGHOST": "localhost"}
+    assert env_file.exported(postgresql.DECISIVE, environ, env, LOCAL_NAMES) == ["PGPORT", "PIPELINE_PASSWORD"]
+    assert set(LOCAL_NAMES) <= set(variables.LIBPQ)
+
+
+def test_an_exported_setting_is_the_only_thing_to_undo() -> None:
+    """Une variable exportée a tout changé : rien d'autre à faire que la retirer, et surtout pas tout effacer."""
+    said = (PREFIX + "FATAL:  password authentication failed", PREFIX + 'FATAL:  database "x" does not exist',
+            PREFIX + "server does not support SSL", PREFIX + "session is not read-only",
+            PREFIX + 'authentication method requirement "password" failed')  # fmt: skip
+    cures = [postgresql.judge_postgres_failure(text, login("PGREQUIREAUTH", "PGTZ"), "").cure for text in said]
+    cures.append(
+        the(postgresql.judge_postgres(replace(POSTGRES, may_create=None), login("PGREQUIREAUTH", "PGTZ"))).cure
+    )
+    assert all(cure.startswith("« unset PGREQUIREAUTH PGTZ » : ") for cure in cures), cures
+    assert not any(word in cure for cure in cures for word in ("reset", "down", "restart", "ALTER"))
+    for code in (18, 13):
+        assert (
+            "« unset MONGO_DATABASE »" in the(mongodb.judge_mongo_failure(code, "", login("MONGO_DATABASE"), "")).cure
+        )
+    # Ailleurs, c'est voulu ; et quand rien n'écoute, seule une adresse y change quelque chose.
+    foreign = postgresql.judge_postgres_failure(said[0], login("PGUSER", local=False), "")
+    assert foreign.cure == "Vérifiez PGUSER et PGPASSWORD."
+    mute = PREFIX + "Connection refused"
+    assert postgresql.judge_postgres_failure(mute, login("PGPASSWORD"), "rien").cure == refusals.START
+    assert "« unset PGPORT »" in postgresql.judge_postgres_failure(mute, login("PGPASSWORD", "PGPORT"), "rien").cure
 
 
 def test_mongodb_failures() -> None:
     """Un mot de passe refusé n'est pas un serveur muet."""
     refused = the(mongodb.judge_mongo_failure(18, "", login(), ""))
     assert ("refuse ce compte" in refused.message, "premier démarrage" in refused.cure) == (True, True)
-    assert "unset MONGO_PASSWORD" in the(mongodb.judge_mongo_failure(18, "", login(MONGO_PASSWORD="x"), "")).cure
+    assert "unset MONGO_PASSWORD" in the(mongodb.judge_mongo_failure(18, "", login("MONGO_PASSWORD"), "")).cure
     assert "ne répond pas" in the(mongodb.judge_mongo_failure(None, "", login(), "rien n'y écoute")).message
     assert "personne n'y répond" in the(mongodb.judge_mongo_failure(None, "x", login(local=False), "")).message
     assert "« non »" in the(mongodb.judge_mongo_failure(13, "non", login(), "")).message
@@ -712,8 +804,9 @@ POSTGRES = postgresql.Postgres(180_004, "18.4", "UTF8", read_only=False, may_cre
 ])  # fmt: skip
 def test_postgresql(change: dict[str, object], words: str) -> None:
     """La version, l'encodage, les droits, l'heure."""
-    assert the(postgresql.judge_postgres(POSTGRES, "h")).state == OK
-    assert words in the(postgresql.judge_postgres(replace(POSTGRES, **change), "h")).message  # type: ignore[arg-type]
+    assert the(postgresql.judge_postgres(POSTGRES, login())).state == OK
+    found = replace(POSTGRES, **change)  # type: ignore[arg-type]
+    assert words in the(postgresql.judge_postgres(found, login())).message
 
 
 PREFIX = 'connection to server at "h" (127.0.0.1), port 5432 failed: '

@@ -294,7 +294,7 @@ def test_up_keeps_the_ports_of_flink_free(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
     monkeypatch.setenv("PORT_CONNECT", str(port))
     with pytest.raises(PipelineError, match=f"{port} .* connect .PORT_CONNECT. et de .* .PORT_FLINK."):
-        services_main.up(Stack())
+        services_main.launch(Stack(), Supervisor(Stack()))
     assert not (tmp_path / "pile").exists()
 
 
@@ -470,7 +470,7 @@ def test_up_refuses_an_incomplete_env_before_creating_anything(
     monkeypatch.setattr(stack_module, "defaults", lambda: settings.defaults() | {missing: ""})
     monkeypatch.setattr(health, "refuse_taken_ports", lambda _: None)
     with pytest.raises(PipelineError, match=missing):
-        services_main.up(Stack())
+        services_main.launch(Stack(), Supervisor(Stack()))
     assert not (tmp_path / "pile").exists()
 
 
@@ -763,8 +763,28 @@ def test_up_moves_exports_and_refuses_shared_ports_before_anything(
             context.setenv(variable, str(port))
             Stack().adopt()
             with pytest.raises(PipelineError, match=f"{port} serait à la fois .*{variable}"):
-                services_main.up(Stack())
+                services_main.launch(Stack(), Supervisor(Stack()))
     assert everything(tmp_path / ".data") == {WITNESS, "exports/ventes_000001_0123abcd.csv"}
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_closed_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mine: bool) -> None:
+    """Le dossier de la pile, à nous, mais sans le droit d'y écrire : une phrase, et ce qui l'ouvre vraiment."""
+    monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
+    Stack().adopt()
+    logs, allowed = tmp_path / "pile" / "logs", os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != logs and allowed(path, mode))
+    monkeypatch.setattr(os, "getuid", lambda: logs.stat().st_uid + (not mine))
+    monkeypatch.setattr(Stack, "refuse_foreign", lambda _: None)
+
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(logs / "a" / "b.log"))
+
+    monkeypatch.setattr(services_main, "launch", fails)
+    with pytest.raises(PipelineError, match=r"^Impossible d'écrire .*/a/b.log, car ") as caught:
+        services_main.main(["up"])
+    cure = "chmod -R u+rwX" if mine else "sudo chown -R $USER"
+    assert f"b.log, car {logs} est fermé à ce compte : « {cure} {logs} »" in str(caught.value)
 
 
 # --- Un cache de Maven fermé, un initdb oublié ---
@@ -773,7 +793,10 @@ def test_up_moves_exports_and_refuses_shared_ports_before_anything(
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (OSError(errno.EACCES, "Permission denied", "/m2/.verrou"), r"ne peut pas écrire /m2/.verrou.* sudo chown -R"),
+        (
+            OSError(errno.EACCES, "Permission denied", "/m2/.verrou"),
+            r"ne peut pas écrire /m2/.verrou.*chmod -R u\+rwX .*m2",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "Plus de place sur le disque"),
         (OSError("HTTPSConnectionPool"), "vérifiez l'accès à Maven Central"),
         (RuntimeError("404"), "vérifiez l'accès à Maven Central"),
@@ -793,6 +816,14 @@ def test_jars_that_cannot_come(
     monkeypatch.setattr(install, place, fails)
     with pytest.raises(PipelineError, match=words):
         install.jars(lambda _: None)
+
+
+def test_a_dead_mongodb_is_not_awaited(new_stack: Stack) -> None:
+    """Ctrl-C arrête aussi le MongoDB dont « up » crée les comptes : on ne l'attend pas trente secondes."""
+    start = time.monotonic()
+    with subprocess.Popen(["true"]) as server, pytest.raises(PipelineError, match="MongoDB ne démarre pas"):
+        install._create_mongo_users(new_stack, server)
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("name", ["initdb", "pg_ctl", "psql", "postgres"])

@@ -1,9 +1,12 @@
 """Le superviseur : un vrai supervisord, et de petits programmes à la place des serveurs."""
 
 import contextlib
+import signal
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import psutil
 import pytest
 
 from commun.errors import PipelineError
+from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, supervise
 from services.doctor import supervisor as doctor
@@ -225,6 +229,95 @@ def test_nothing_is_claimed_without_a_supervisor(supervisor: Supervisor) -> None
     for action in (supervisor.stop, supervisor.kill, lambda name: services_main.restart(supervisor.stack, name)):
         with pytest.raises(PipelineError, match="Aucun superviseur ne répond"):
             action("kafka1")
+
+
+# « up », de ces trois services-là : rien n'écoute sur leurs ports, il attend donc leurs réponses.
+UP = """
+from commun.cli import run
+from services import __main__ as main
+main.NAMES = ("kafka1", "connect", "postgres")
+run(lambda: main.main(["up"]))
+"""
+
+
+@contextlib.contextmanager
+def waiting_up(supervisor: Supervisor) -> Iterator[subprocess.Popen[str]]:
+    """Un « up » qui en est à attendre les réponses."""
+    start(supervisor)
+    with subprocess.Popen([sys.executable, "-c", UP], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            assert "on attend que chaque service réponde" in process.stderr.readline()
+            time.sleep(1)  # le temps de poser les questions
+            yield process
+        finally:
+            process.kill()
+
+
+def said_at_the_end(process: subprocess.Popen[str]) -> str:
+    """Ce que dit encore un « up » qui doit s'arrêter de lui-même, et tout de suite."""
+    _, text = process.communicate(timeout=10)
+    assert process.returncode == 1
+    return text
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """« python -m services … », qui ne doit attendre personne."""
+    return subprocess.run(
+        [sys.executable, "-m", "services", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+
+
+def test_ctrl_c_ends_the_wait_at_once(supervisor: Supervisor) -> None:
+    """Ctrl-C pendant que « up » attend : une seule phrase, qui dit que les serveurs restent ; ils restent."""
+    with waiting_up(supervisor) as up:
+        start_time = time.monotonic()
+        up.send_signal(signal.SIGINT)
+        assert said_at_the_end(up) == f"{services_main.INTERRUPTED}\n"
+        assert time.monotonic() - start_time < 2
+    assert all(state.alive for state in supervisor.states().values())
+
+
+def test_a_waiting_up_holds_no_one_back(supervisor: Supervisor) -> None:
+    """Pendant que « up » attend : on gèle, on réveille, on regarde ; un second « up » attend lui aussi."""
+    with waiting_up(supervisor) as up:
+        for words in (("pause", "kafka1"), ("resume", "kafka1"), ("logs", "kafka1"), ("status",)):
+            done = command(*words)
+            assert "Une autre commande" not in done.stderr, done.stderr
+        with waiting_up(supervisor):
+            assert up.poll() is None
+        done = command("kill", "kafka1")
+        assert (done.returncode, "est tué" in done.stderr) == (0, True)
+        assert said_at_the_end(up).startswith("kafka1 s'est arrêté en démarrant")
+
+
+@pytest.mark.parametrize(("words", "who"), [(("stop", "kafka1"), "kafka1 vient d'être arrêté"),
+                                            (("down",), "vient d'être arrêté")])  # fmt: skip
+def test_what_is_stopped_ends_the_wait(supervisor: Supervisor, words: tuple[str, ...], who: str) -> None:
+    """Un service que « up » attend, ou la pile entière, arrêtés par une autre commande : « up » le dit et finit."""
+    with waiting_up(supervisor) as up:
+        done = command(*words)
+        assert (done.returncode, "Une autre commande" in done.stderr) == (0, False)
+        (sentence,) = said_at_the_end(up).splitlines()
+        assert who in sentence
+
+
+@pytest.mark.parametrize(("seconds", "words"), [("0.5", "La pile vient d'être arrêtée"), ("60", "Aucun superviseur")])
+def test_a_stack_stopped_while_awaited(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, seconds: str, words: str
+) -> None:
+    """Plus de superviseur : la pile a été arrêtée s'il n'en reste bientôt rien, elle est sans surveillance sinon."""
+    monkeypatch.setattr(services_main, "ENDING_SECONDS", 2)
+    with subprocess.Popen(["sleep", seconds]) as left:
+        monkeypatch.setattr(supervisor, "orphans", lambda: [psutil.Process(left.pid)])
+        error = services_main.ended(supervisor, "kafka1", PipelineError("mort"))
+        left.kill()
+    assert words in str(error)
 
 
 @pytest.mark.parametrize(("youngest", "patience"), [(5, 175), (100_000, 60)])
