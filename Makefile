@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-unit lives chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,10 +55,10 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 	cd exercice3 && ../$(BIN)/python demo.py
 
 test: $(VENV)/installed-dev  ## tous les tests, sur des piles à part, côte à côte
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
-	$(BIN)/python -m pytest --numprocesses 2 tests/unit
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/unit
 
 chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
 	cd exercice2 && ../$(BIN)/python chaos.py
@@ -88,6 +88,9 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
+
+lives: $(VENV)/installed-dev  ## vingt mille vies de fichiers au hasard, devant le lecteur de l'exercice 1
+	$(BIN)/python -m tests.models.lives 20000
 
 MUTANTS ?=
 mutants: $(VENV)/installed-dev  ## casse un à un les modules purs : un test doit échouer (long ; un seul : MUTANTS='exercice3.rows*')

@@ -1,7 +1,7 @@
 """La pile des tests : de vrais serveurs, sur des ports et dans un dossier à part.
 
 Elle ne touche jamais à une pile déjà en marche (« make services » ou docker-compose).
-« make test » répartit les fichiers de tests sur deux processus : chacun a la sienne.
+« make test » répartit les tests sur deux processus : chacun a la sienne.
 """
 
 import contextlib

@@ -103,4 +103,4 @@ def test_interrupted_twice(tmp_path: Path) -> None:
     wait_until(lambda: "producer" in demo.reached("stopped"), 15)
     demo.process.send_signal(signal.SIGINT)
     assert demo.end()[::2] == (1, "Interrompu avant la fin.\n")
-    assert demo.reached("stopped") == set(SCRIPTS)
+    wait_until(lambda: demo.reached("stopped") == set(SCRIPTS), 15, lambda: demo.reached("stopped"))
