@@ -41,11 +41,14 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, french_number, positive, run
+from commun.csv_header import Options, read_header
+from commun.csv_rows import Place
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT, setting
-from exercice1.csv_tail import Options, Place, RowParser, read_header
-from exercice1.producer import PRODUCER_CONFIG, REPLICATION_FACTOR, TOPIC_CONFIG
+from exercice1.producer import PRODUCER_CONFIG
+from exercice1.reading import Format
+from exercice1.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from services import install
 from services.stack import Stack
 
@@ -176,8 +179,8 @@ def bare_loop(path: Path, topic: str) -> Iterator[None]:
 def send_made_messages(path: Path, topic: str) -> None:
     """Le premier message tout de suite, les autres quand ``path`` grandit ; sans clé, en-tête ni transaction."""
     rows = (path.parent / ROWS_FILE).read_bytes()
-    header = read_header(HEADER.encode(), "utf-8")
-    values = [value for _, value, _ in RowParser(header, Options(), Place()).feed(rows).rows] if header else []
+    header = read_header(HEADER.encode(), Options())
+    values = [value for value, _ in Format().parser(header, Place()).feed(rows).values] if header else []
     config = {name: value for name, value in PRODUCER_CONFIG.items() if "transaction" not in name}
     producer = Producer(client_config(config))
     producer.produce(topic, values[0])

@@ -142,6 +142,10 @@ class Stop:
         return systems.wait(self._event, seconds)
 
 
+class Stopped(Exception):
+    """L'arrêt est demandé et Kafka ne répond pas : ce qui n'est pas confirmé repartira la prochaine fois."""
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Exécute ``main`` et termine le processus : 0 réussi ou arrêté, 1 empêché, 2 mauvais usage."""
     systems.use_utf8()
@@ -150,6 +154,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except PipelineError as error:
         code = _failed(str(error))
+    except Stopped:
+        code = _failed("Arrêt sans réponse de Kafka : ce qui n'est pas confirmé repartira au prochain démarrage.")
     except KeyboardInterrupt:
         code = _failed("Interrompu avant la fin.")
     except Exception as error:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from commun.cli import Stop, Stopped
 from commun.errors import START_HINT, PipelineError
 from commun.settings import bootstrap_servers
 
@@ -121,6 +122,20 @@ _ADMIN = ("bootstrap.servers", "broker.address.family", "client.id", "error_cb",
 _SECURITY = ("security.", "sasl.", "ssl.", "enable.ssl.", "socket.", "debug")
 
 
+def send(producer: Producer, stop: Stop, topic: str, value: bytes | None, **message: Any) -> None:
+    """Confie un message (``key``, ``headers``…) au client Kafka ; file pleine, attend qu'elle se vide.
+
+    Lève Stopped si l'arrêt vient avant, KafkaException si le client refuse le message sur-le-champ.
+    """
+    while True:
+        try:
+            return producer.produce(topic, value, **message)
+        except BufferError:
+            if stop:
+                raise Stopped from None
+            producer.poll(0.05)
+
+
 def place(message: Message, shift: int = 0) -> TopicPartition:
     """Place de ``message`` (topic, partition, offset), décalée de ``shift`` messages."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
@@ -162,4 +177,6 @@ def dead_letter_of(message: Message, reason: str) -> Headers:
 def dead_letter_headers(reason: str, **origin: object) -> Headers:
     """En-têtes d'une lettre morte : ``dlq.reason``, ``dlq.time`` et l'origine (``dlq.topic``, ``dlq.file``…)."""
     fields = {"reason": reason, **origin, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    return [(f"dlq.{name}", str(value).encode()) for name, value in fields.items()]
+    return [
+        (f"dlq.{name}", value if isinstance(value, bytes) else str(value).encode()) for name, value in fields.items()
+    ]

@@ -120,7 +120,22 @@ def ask_to_stop(process: "subprocess.Popen[Any]") -> bool:
 # --- Fichiers ---
 
 
-def open_shared(path: Path) -> BinaryIO:
+_REASONS = {
+    errno.EACCES: "les droits ne le permettent pas", errno.EPERM: "les droits ne le permettent pas",
+    errno.ENOENT: "n'existe pas", errno.EISDIR: "c'est un dossier",
+    errno.ENOTDIR: "un dossier du chemin n'en est pas un", errno.ENOSPC: "le disque est plein",
+    errno.EROFS: "le disque est en lecture seule", errno.EIO: "erreur du disque",
+    errno.EMFILE: "trop de fichiers ouverts", errno.ELOOP: "des liens symboliques tournent en rond",
+    errno.ENAMETOOLONG: "ce nom est trop long", errno.ESTALE: "le serveur de fichiers ne le connaît plus",
+}  # fmt: skip
+
+
+def reason(error: OSError) -> str:
+    """Ce que le système reproche, en français."""
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def open_shared(path: Path | str) -> BinaryIO:
     """Ouvre ``path`` en lecture, sans tampon, sans empêcher personne de le renommer, de le remplacer ou de l'effacer.
 
     C'est ce que Linux et macOS font toujours. Windows l'interdit tant qu'un programme tient le fichier

@@ -28,7 +28,7 @@ from commun.cli import Parser, Stop, positive, run
 from commun.kafka import client_config, connect, ensure_topics, place, readable, rewind
 from commun.systems import reader_gone
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
-from exercice1.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
 log = logging.getLogger("pipeline")
 

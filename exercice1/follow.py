@@ -4,179 +4,86 @@ Rien n'est demandé au noyau : le fichier est regardé plusieurs fois par second
 sur un montage de conteneur ou un système de fichiers en réseau). Ce qu'on en reconnaît :
 
 - l'inode dit si le nom désigne toujours le même fichier ;
-- la taille et la date disent s'il a changé ;
+- la taille et la date disent s'il a changé ; une date de moins de deux secondes ne dit rien, car certains
+  systèmes de fichiers ne comptent qu'en secondes : le contenu est alors comparé ;
 - un repère (Mark) dit si c'est encore le même contenu : l'empreinte des premiers octets du fichier
   et de ceux qui précèdent une place. Des repères sont gardés à plusieurs places, plus serrés vers la
   fin : un fichier modifié est repris juste avant la modification.
+
+Un fichier que son nom ne désigne plus est encore lu pendant ``rotate_wait`` : qui y écrivait peut finir.
 """
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Protocol
 
-from commun.systems import open_shared
-from exercice1.csv_tail import Chunk, Header, HeaderError, Options, Place, RowParser, read_header
+from commun.csv_header import Header, HeaderError
+from commun.csv_rows import Place
+from commun.systems import reason
+from exercice1 import rotation
+from exercice1.fingerprint import PAST_FILES, Identity, Mark, Past, Saved, identity_of, matches, still_true
+from exercice1.reading import Format, OpenCsv, Rows, open_regular
 
 log = logging.getLogger("pipeline")
 
-CHUNK_BYTES = 262_144  # lus d'un coup
-WINDOW_BYTES = 4096  # octets comptés dans une empreinte, au début du fichier et avant la place
-MARKS = 24
-PAST_FILES = 8
 SETTLE_SECONDS = 0.5  # un fichier réécrit est jugé quand il n'a plus bougé depuis ce temps…
 SETTLE_MAX_SECONDS = 5.0  # … ou au plus tard après celui-ci
+TICK_SECONDS = 2.0  # pas des dates du plus grossier des systèmes de fichiers (FAT)
 MISSING_SECONDS = 0.25  # un fichier absent est cherché moins souvent
 HINT_SECONDS = 2.0  # une dernière ligne inachevée depuis ce temps mérite une explication
+ROTATE_WAIT = 5.0  # secondes pendant lesquelles un fichier renommé est encore lu
 
 
-Identity = tuple[int | None, int | None]  # périphérique (None : inconnu), inode (None : aucun fichier)
+Known = tuple[tuple[Mark, ...], bool]  # jusqu'où un fichier est lu ; vrai s'il n'a pas d'en-tête à lui
 
 
-class Mark(NamedTuple):
-    """Une place du fichier (octets, lignes, au milieu d'une ligne) et l'empreinte de ce qui la précède."""
+class Others(Protocol):
+    """Ce que l'on sait des autres fichiers suivis."""
 
-    offset: int
-    lines: int
-    torn: bool
-    digest: str
+    def available(self, identity: Identity, asking: "Follower") -> bool:
+        """Vrai si ``asking`` peut lire ce fichier : nul autre ne le lit, ou il le lui cède."""
 
+    def known(self, inode: int) -> Iterable[Known]:
+        """Tout ce qui a été lu sous ce numéro, sous n'importe quel nom."""
 
-@dataclass(frozen=True)
-class Saved:
-    """Ce qu'il faut retenir d'un fichier pour en reprendre la lecture : c'est le message du topic des positions.
+    def copied(self, path: Path, file: BinaryIO) -> Known | None:
+        """Jusqu'où ``file``, qui a le nom ``path``, est la copie d'un fichier lu ; None : attendre pour le dire."""
 
-    ``past`` : fichiers que ce nom a désignés avant, et où leur lecture s'est arrêtée.
-    ``session`` : l'exécution de producer.py qui a écrit cette position.
-    """
-
-    inode: int | None = None
-    marks: tuple[Mark, ...] = ()
-    past: tuple[tuple[int, Mark], ...] = ()
-    session: str = ""
+    def header_of(self, path: Path) -> Header | None:
+        """L'en-tête d'un fichier dont ``path`` porte le nom, tourné : le sien, s'il n'en a pas."""
 
 
-def _digest(head: bytes, window: bytes) -> str:
-    return hashlib.blake2b(head + b"\0" + window, digest_size=8).hexdigest()
+class Alone:
+    """Aucun autre fichier."""
 
-
-def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
-
-
-def matches(file: BinaryIO, mark: Mark) -> bool:
-    """Vrai si le contenu de ``file`` est encore celui que ``mark`` a vu."""
-    size = min(WINDOW_BYTES, mark.offset)
-    return _digest(_read_at(file, 0, size), _read_at(file, mark.offset - size, size)) == mark.digest
-
-
-class OpenCsv:
-    """Un fichier CSV ouvert, lu à partir du dernier de ``marks``, ou de son début."""
-
-    def __init__(self, file: BinaryIO, options: Options, marks: Iterable[Mark]) -> None:
-        self.file, self.options, self.marks = file, options, list(marks)
-        stat = os.fstat(file.fileno())
-        self.inode, self.identity = stat.st_ino, (stat.st_dev, stat.st_ino)
-        self.parser: RowParser | None = None  # None tant que l'en-tête n'est pas lu
-        self._read_to = 0
-        self._head = self._window = b""
-
-    def next_chunk(self, *, final: bool = False) -> Chunk | None:
-        """Le morceau suivant, ou None s'il n'y a rien de nouveau. Lève HeaderError.
-
-        Un en-tête lu pour la première fois est déjà une nouvelle : un morceau sans ligne.
-        """
-        unknown = not self.marks
-        parser = self.parser or self._start(final)
-        if parser is None:
-            return None
-        if unknown:
-            return Chunk(parser.place)
-        data = _read_at(self.file, self._read_to, CHUNK_BYTES)
-        if not data and not (final and parser.pending):
-            return None
-        self._read_to += len(data)
-        chunk = parser.feed(data, final=final and len(data) < CHUNK_BYTES)
-        self._remember(chunk)
-        return chunk
-
-    def same_content(self) -> bool:
-        """Vrai si rien de ce qui est déjà lu n'a changé ; l'inachevé, s'il a changé, est relu."""
-        if self.marks and not matches(self.file, self.marks[-1]):
-            return False
-        if self.parser is not None:
-            tail = self.pending[-WINDOW_BYTES:]
-            if _read_at(self.file, self._read_to - len(tail), len(tail)) != tail:
-                self.parser = RowParser(self.parser.header, self.options, self.parser.place)
-                self._read_to = self.parser.place.offset
+    def available(self, identity: Identity, asking: "Follower") -> bool:
+        """Voir Others."""
         return True
 
-    @property
-    def pending(self) -> bytes:
-        """Ce qui est lu, mais inachevé."""
-        return self.parser.pending if self.parser else b""
+    def known(self, inode: int) -> Iterable[Known]:
+        """Voir Others."""
+        return ()
 
-    def continues_in(self, other: BinaryIO, *, strictly: bool) -> bool:
-        """Vrai si ``other`` commence par tout ce qui est déjà lu ; l'inachevé ne compte que si ``strictly``."""
-        if not self.marks or not matches(other, self.marks[-1]):
-            return False
-        pending = self.pending
-        return not strictly or _read_at(other, self.marks[-1].offset, len(pending)) == pending
+    def copied(self, path: Path, file: BinaryIO) -> Known | None:
+        """Voir Others."""
+        return (), False
 
-    def hint(self, path: Path) -> str:
-        """Ce que l'inachevé attend, en une phrase."""
-        line = self.marks[-1].lines + 1
-        if self.pending.count(b'"') % 2:
-            return f"{path} : un guillemet ouvert à la ligne {line} attend sa fin."
-        return f"{path} : la ligne {line} n'a pas encore de fin de ligne (touche Entrée), elle attend."
+    def header_of(self, path: Path) -> Header | None:
+        """Voir Others."""
+        return None
 
-    def _start(self, final: bool) -> RowParser | None:
-        """Lit l'en-tête ; None s'il n'est pas encore là."""
-        header, data = self._read_header(final)
-        if header is None:
-            return None
-        if not self.marks:
-            data = data[: header.size]
-            self._head, self._window = data[:WINDOW_BYTES], data[-WINDOW_BYTES:]
-            self.marks = [Mark(header.size, header.lines, False, _digest(self._head, self._window))]
-        mark = self.marks[-1]
-        if not self._head:
-            size = min(WINDOW_BYTES, mark.offset)
-            self._head, self._window = _read_at(self.file, 0, size), _read_at(self.file, mark.offset - size, size)
-        self._read_to = mark.offset
-        self.parser = RowParser(header, self.options, Place(mark.offset, mark.lines, mark.torn))
-        return self.parser
 
-    def _read_header(self, final: bool) -> tuple[Header | None, bytes]:
-        encoding, delimiter, size = self.options.encoding, self.options.delimiter, CHUNK_BYTES
-        while True:
-            data = _read_at(self.file, 0, size)
-            whole = len(data) < size
-            header = read_header(data, encoding, delimiter, final=final and whole)
-            if header or whole:
-                return header, data
-            if size > self.options.max_row_bytes:
-                raise HeaderError(f"son en-tête n'est pas fini au bout de {size} octets")
-            size *= 2
+@dataclass
+class Left:
+    """Un fichier que le nom ne désigne plus, lu encore jusqu'à ``until``."""
 
-    def _remember(self, chunk: Chunk) -> None:
-        """Ajoute les repères des derniers enregistrements de ``chunk``."""
-        past = self._window + chunk.taken
-        start = chunk.place.offset - len(past)
-        self._head += chunk.taken[: WINDOW_BYTES - len(self._head)]
-        known = self.marks[-1].offset
-        for place in chunk.boundaries:
-            if place.offset > known:
-                end = place.offset - start
-                digest = _digest(self._head[: place.offset], past[max(0, end - WINDOW_BYTES) : end])
-                self.marks.append(Mark(place.offset, place.lines, place.torn, digest))
-        self._window = past[-WINDOW_BYTES:]
-        while len(self.marks) > MARKS:
-            del self.marks[1 : MARKS // 2 : 2]
+    file: OpenCsv
+    until: float
 
 
 class Follower:
@@ -186,19 +93,31 @@ class Follower:
     ``saved`` : ce que Kafka sait de ce fichier ; sans rien, la lecture commence au début.
     """
 
-    def __init__(self, path: Path, options: Options, saved: Saved | None = None) -> None:
-        self.path, self.options = path, options
+    def __init__(self, path: Path, form: Format, saved: Saved | None = None, others: Others | None = None) -> None:
+        self.path, self.form, self.others = path, form, others or Alone()
+        self.rotate_wait = ROTATE_WAIT
+        self.once = False  # ne lit que ce qui est là au premier regard
+        self.wall: Callable[[], float] = time.time
         self.saved = saved or Saved()
         self.past = self.saved.past
         self.refused: str | None = None  # pourquoi ce fichier n'est pas lu
         self.settling = False  # vrai pendant qu'on attend qu'un fichier réécrit se calme
         self._current: OpenCsv | None = None
+        self._left: list[Left] = []
+        self._limit: int | None = None
         self._mtime = 0  # date du fichier quand son contenu a été vérifié, en nanosecondes
+        self._since = self.saved.mtime  # la même, gardée d'un fichier à l'autre : ce qui est né depuis n'est pas lu
+        self._sure = False  # cette date était alors assez vieille pour qu'on s'y fie
+        self._size = 0
         self._unconfirmed = False
         self._disturbed = False  # ce qui est déjà lu a changé
+        self._fresh = True  # rien n'a encore été cherché depuis le démarrage
         self._grown_at = self._retry_at = self._unsettled_at = self._seen_at = 0.0
         self._seen: tuple[int, ...] = ()
+        self._asleep: tuple[int, ...] = ()  # le fichier, quand il a été fermé faute de nouvelles
         self._said = ""
+
+    # --- Ce qu'on en sait de dehors ---
 
     @property
     def inode(self) -> int | None:
@@ -206,167 +125,451 @@ class Follower:
         return self._current.inode if self._current else self.saved.inode
 
     @property
-    def identity(self) -> Identity:
-        """Ce même fichier, avec son périphérique s'il est ouvert : deux disques ont les mêmes numéros d'inode."""
-        return self._current.identity if self._current else (None, self.saved.inode)
+    def reading(self) -> set[Identity]:
+        """Les fichiers ouverts."""
+        files = [left.file for left in self._left] + ([self._current] if self._current else [])
+        return {file.identity for file in files}
 
-    def read(self, now: float, *, final: bool = False) -> Chunk | None:
+    def known(self, inode: int) -> Iterator[Known]:
+        """Ce qui a été lu sous ce numéro."""
+        yield from known_in(self.saved, inode)
+        for past in self.past:
+            if past.inode == inode:
+                yield (past.mark,), past.bare
+        for file in [item.file for item in self._left] + ([self._current] if self._current else []):
+            if file.inode == inode:
+                yield tuple(file.marks), file.bare
+
+    @property
+    def header(self) -> Header | None:
+        """Le dernier en-tête lu sous ce nom."""
+        if self._current and self._current.header:
+            return self._current.header
+        return Header(self.saved.names, self.saved.delimiter) if self.saved.names else self.others.header_of(self.path)
+
+    @property
+    def bare(self) -> bool:
+        """Vrai si le fichier suivi n'a pas d'en-tête à lui."""
+        return self._current.bare if self._current else self.saved.bare
+
+    @property
+    def idle(self) -> bool:
+        """Vrai si tout est lu et confirmé : le fichier peut être fermé."""
+        return not (self._unconfirmed or self.settling or self._left or (self._current and self._current.pending))
+
+    def release(self, identity: Identity) -> bool:
+        """Cède un fichier quitté dont tout est lu ; faux s'il en reste, ou si c'est celui que notre nom désigne."""
+        for item in self._left:
+            if item.file.identity == identity and not item.file.pending and not self._unconfirmed:
+                self._forget(item)
+                return True
+        return False
+
+    def holds(self, file: BinaryIO) -> bool:
+        """Vrai si le fichier lu ici contient tout ce qui est dans ``file``, dont on a déjà lu des lignes."""
+        if not self._current or len(self._current.marks) < 2 or not matches(file, self._current.marks[-1]):
+            return False
+        size = os.fstat(file.fileno()).st_size
+        mark = self._current.marks[-1]
+        return matches(self._current.file, mark) and _same_bytes(file, self._current.file, mark.offset, size)
+
+    def rows_in(self, file: BinaryIO) -> Known:
+        """Jusqu'où ``file`` est ce qui a été lu sous ce nom ; rien s'ils n'ont que l'en-tête en commun."""
+        if len(kept := still_true(file, tuple(self._marks()))) > 1:
+            return kept, self.bare
+        for past in self.past:
+            if past.mark.lines > 1 and matches(file, past.mark):
+                return (past.mark,), past.bare
+        return (), False
+
+    # --- Lire ---
+
+    def read(self, now: float, *, final: bool = False) -> Rows | None:
         """Le morceau suivant, ou None s'il n'y a rien de nouveau. ``now`` : une horloge monotone, en secondes.
 
         ``final`` : le fichier est pris pour terminé, sa dernière ligne inachevée est rendue aussi.
         """
         try:
-            current = self._current or self._open(now)
-            if current is None:
-                return None
-            chunk = self._read_on(current, now, final)
-            if chunk is None and not self._disturbed and not self._unconfirmed:
-                chunk = self._look_at_name(current, now)
+            if self._current is None:
+                self._open(now)
+            chunk = self._read_left(now, final)
+            current = self._current
+            # La fin d'une ligne de l'ancien fichier est attendue avant de lire le nouveau.
+            if chunk is None and current is not None and not any(item.file.pending for item in self._left):
+                chunk = self._read_on(current, now, final)
+                quiet = not self._disturbed and not self._unconfirmed
+                if chunk is None and quiet and self._current is current:
+                    self._look_at_name(current, now)
             return chunk or self._new_place()
         except OSError as error:
-            self._say(f"{self.path} ne peut pas être lu ({error.strerror}) : j'attends.", logging.WARNING)
+            self._say(f"{self.path} ne peut pas être lu ({reason(error)}) : j'attends.", logging.WARNING)
             if not self._unconfirmed:
                 self.close()
             return None
 
-    def _new_place(self) -> Chunk | None:
+    def _new_place(self) -> Rows | None:
         """Passer à un autre fichier, ou revenir en arrière, est déjà une nouvelle à retenir, même sans ligne."""
-        if self._unconfirmed or not self._current or not self._current.marks:
-            return None
-        mark = self._current.marks[-1]
-        if self.inode == self.saved.inode and mark in self.saved.marks[-1:]:
+        mark = self._current.marks[-1] if self._current and self._current.marks else None
+        moved = mark is not None and not (self.inode == self.saved.inode and mark in self.saved.marks[-1:])
+        if self._unconfirmed or not (moved or self._all_past() != self.saved.past):
             return None
         self._unconfirmed = True
-        return Chunk(Place(mark.offset, mark.lines, mark.torn))
+        return Rows(Place(mark.offset, mark.lines, mark.torn) if mark else Place())
 
-    def snapshot(self, session: str) -> Saved:
+    def snapshot(self) -> Saved:
         """Où en est la lecture : à écrire avec les lignes qui viennent d'être lues."""
-        marks = self._current.marks if self._current else self.saved.marks
-        return Saved(self.inode, tuple(marks), self.past, session)
+        current, saved, header = self._current, self.saved, self.header
+        names, delimiter = (header.names, header.delimiter) if header else ((), "")
+        real = _storable(os.path.realpath(self.path)) if current else saved.real
+        return Saved(self.inode, tuple(self._marks()), self._all_past(), names, delimiter, self.bare, real, self._since)
+
+    def _all_past(self) -> tuple[Past, ...]:
+        """Les fichiers quittés, ceux qu'on lit encore compris."""
+        left = [Past(item.file.inode, item.file.marks[-1], item.file.bare) for item in self._left if item.file.marks]
+        inodes = {item.inode for item in left}
+        return (*(item for item in self.past if item.inode not in inodes), *left)[-PAST_FILES - len(left) :]
+
+    def _marks(self) -> Sequence[Mark]:
+        if self._current:
+            return self._current.marks
+        left = [item.file.marks for item in self._left if item.file.inode == self.saved.inode]
+        return left[0] if left else self.saved.marks
 
     def confirm(self, saved: Saved) -> None:
         """Ce qui a été lu est dans Kafka, avec la position ``saved``."""
-        self.saved, self._unconfirmed = saved, False
-
-    def rewind(self, saved: Saved) -> None:
-        """Ce qui a été lu n'est pas dans Kafka, qui en est à ``saved`` : la lecture reprend là."""
-        if self._current and saved.inode in (None, self._current.inode):
-            # Le fichier reste ouvert : effacé entre-temps, il est encore lisible.
-            self._follow(OpenCsv(self._current.file, self.options, saved.marks))
-        else:
-            self.close()
         self.saved, self.past, self._unconfirmed = saved, saved.past, False
 
+    def rewind(self, saved: Saved) -> None:
+        """Ce qui a été lu n'est pas dans Kafka, qui en est à ``saved`` : la lecture reprend là.
+
+        Les fichiers restent ouverts : effacés entre-temps, ils sont encore lisibles.
+        """
+        places: dict[int, Known] = {past.inode: ((past.mark,), past.bare) for past in saved.past}
+        if saved.inode is not None:
+            places[saved.inode] = saved.marks, saved.bare
+        current, left = self._current, self._left
+        opened = [*left, *([Left(current, self._grown_at + self.rotate_wait)] if current else [])]
+        self._current, self._left = None, []
+        for item in opened:
+            marks, bare = places.get(item.file.inode, ((), False))
+            mine = current is item.file and saved.inode in (None, item.file.inode)
+            if not marks or not (mine or matches(item.file.file, marks[-1])):  # pas encore lu quand ``saved`` l'était
+                marks, bare = item.file.start, item.file.bare and bool(item.file.start)
+            if mine:
+                self._follow(item.file.again(marks, bare=bare))
+            elif current is item.file and self._names(item.file):
+                item.file.file.close()  # il sera rouvert sous son nom
+            else:
+                self._left.append(Left(item.file.again(marks, bare=bare), item.until))
+        self.saved, self.past, self._unconfirmed, self._since = saved, saved.past, False, saved.mtime
+
+    def _names(self, file: OpenCsv) -> bool:
+        """Vrai si notre nom désigne ce fichier."""
+        try:
+            return identity_of(os.stat(self.path)) == file.identity
+        except OSError:
+            return False
+
     def close(self) -> None:
-        """Ferme le fichier ; la lecture suivante le rouvrira."""
+        """Ferme les fichiers ; la lecture suivante les rouvrira."""
+        for item in self._left:
+            item.file.file.close()
         if self._current:
             self._current.file.close()
-        self._current = None
+        self._current, self._left = None, []
 
-    def _read_on(self, current: OpenCsv, now: float, final: bool) -> Chunk | None:
+    def sleep(self) -> None:
+        """Ferme le fichier, tout étant lu et confirmé ; il sera rouvert dès qu'il change."""
+        if self._current and self.idle:
+            stat = os.fstat(self._current.file.fileno())
+            self.close()
+            self._asleep = _signature(stat)
+
+    # --- Le fichier ouvert ---
+
+    def _read_left(self, now: float, final: bool) -> Rows | None:
+        """La suite des fichiers que le nom ne désigne plus, du plus ancien au plus récent."""
+        for item in list(self._left):
+            done = final or self.once or now >= item.until
+            try:
+                chunk = item.file.next_chunk(final=done)
+            except HeaderError as error:
+                log.error("Un ancien %s n'est pas lu : %s.", self.path, error)
+                chunk, done = None, True
+            if chunk:
+                self._unconfirmed = True
+                if chunk.taken:
+                    item.until = max(item.until, now + self.rotate_wait)
+                return chunk
+            if done and not self._unconfirmed:
+                self._forget(item)
+        return None
+
+    def _forget(self, item: Left) -> None:
+        """Un fichier quitté est lu jusqu'au bout : il est fermé, et sa place retenue."""
+        if not self._current and item.file.inode == self.saved.inode:
+            self.saved = self.snapshot()
+        item.file.file.close()
+        self._left.remove(item)
+        if item.file.marks:
+            kept = [past for past in self.past if past.inode != item.file.inode]
+            self.past = (*kept, Past(item.file.inode, item.file.marks[-1], item.file.bare))[-PAST_FILES:]
+
+    def _read_on(self, current: OpenCsv, now: float, final: bool) -> Rows | None:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
         stat = os.fstat(current.file.fileno())
-        if stat.st_mtime_ns != self._mtime:
+        if stat.st_mtime_ns != self._mtime or not self._sure or stat.st_size < self._size:
+            self._sure = self.wall() - stat.st_mtime > TICK_SECONDS
             self._disturbed = not current.same_content()
             if self._disturbed:
                 if not self._unconfirmed and self._settled(now, stat):
-                    self._restart(current.file, current.marks, "a changé" if stat.st_size else "a été vidé")
+                    self._restart(current.file, current.marks, "a changé" if stat.st_size else "a été vidé", now)
                 return None
-            self.settling, self._mtime, self.refused = False, stat.st_mtime_ns, None
+            if stat.st_mtime_ns != self._mtime:
+                self.refused = None
+            self.settling, self._mtime, self._size = False, stat.st_mtime_ns, stat.st_size
+            self._since = max(self._since, self._mtime)
         if self.refused:
             return None
+        if self.once and self._limit is None:
+            self._limit = stat.st_size
         known = current.parser is not None
         try:
-            chunk = current.next_chunk(final=final)
+            chunk = current.next_chunk(final=final, limit=self._limit)
         except HeaderError as error:
             self.refused = f"{self.path} n'est pas lu : {error}."
             self._say(self.refused, logging.ERROR)
             return None
         if current.parser and not known:
-            names, delimiter = current.parser.header.names, current.parser.header.delimiter
-            log.info("%s : %d colonnes (%s), séparateur %r.", self.path, len(names), ", ".join(names), delimiter)
+            self._announce(current)
         if chunk:
             self._grown_at, self._unconfirmed = now, True
         return chunk
 
+    def _announce(self, current: OpenCsv) -> None:
+        names, delimiter = current.parser.header.names, current.parser.header.delimiter  # type: ignore[union-attr]
+        if current.bare:
+            log.warning("%s n'a pas d'en-tête : celui d'avant (%s) sert encore.", self.path, ", ".join(names))
+        elif current.header_changed:
+            log.warning("%s : son en-tête a changé.", self.path)
+        log.info("%s : %d colonnes (%s), séparateur %r.", self.path, len(names), ", ".join(names), delimiter)
+
     # --- Quel fichier ce nom désigne-t-il ? ---
 
-    def _open(self, now: float) -> OpenCsv | None:
-        """Ouvre le fichier à suivre ; None s'il faut encore attendre."""
+    def _open(self, now: float) -> None:
+        """Ouvre le fichier à suivre, et ceux qu'il a été avant, s'il en reste à lire."""
         if now < self._retry_at:
-            return None
-        marks, file = self.saved.marks, _open_file(self.path)
-        inode = os.fstat(file.fileno()).st_ino if file else None
-        if inode != self.saved.inode and marks and (renamed := self._find_renamed()):
-            log.info("%s a été renommé : j'en lis d'abord la fin.", self.path)
-            self._follow(OpenCsv(renamed, self.options, marks))
-        elif file is None:
+            return
+        if self._asleep:
+            with suppress(OSError):
+                if _signature(os.stat(self.path)) == self._asleep:
+                    return
+            self._asleep = ()
+        self._find_past(now)
+        file = open_regular(self.path)
+        if file is None:
+            if old := self._find_current():
+                self._leave(old, now)
             self._retry_at = now + MISSING_SECONDS
-            self._say(f"{self.path} n'existe pas encore : je l'attends.")
-        elif not marks or matches(file, marks[-1]):
-            self._grown_at = now
-            return self._follow(OpenCsv(file, self.options, marks))
-        elif self._settled(now, os.fstat(file.fileno())):
-            return self._restart(file, marks, "a changé pendant que je ne le lisais pas")
-        if file is not None:
+            new = self.saved.inode is None
+            absent = "n'existe pas encore : je l'attends" if new else "n'est plus là : j'attends son retour"
+            return self._say(f"{self.path} {absent}.")
+        if not self._take(file, now) and (not self._current or self._current.file is not file):
             file.close()
-        return self._current
+        return None
 
-    def _find_renamed(self) -> BinaryIO | None:
-        """Le fichier que nous lisions, s'il est dans le dossier sous un autre nom."""
-        with os.scandir(self.path.parent) as entries:
-            same = [entry.path for entry in entries if entry.inode() == self.saved.inode and entry.is_file()]
-        for path in same:
-            if (file := _open_file(Path(path))) is not None:
-                if matches(file, self.saved.marks[-1]):
+    def _take(self, file: BinaryIO, now: float) -> bool:
+        """Suit ``file``, que notre nom désigne ; faux s'il faut attendre."""
+        stat, marks = os.fstat(file.fileno()), self.saved.marks
+        if not self.others.available(identity_of(stat), self):
+            self._say(f"{self.path} est déjà lu sous un autre nom : j'attends.")
+            return False
+        same, bare = stat.st_ino == self.saved.inode, self.saved.bare
+        other = self.saved.inode is not None and not same
+        old = self._find_current() if other else None
+        continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
+        if old and continued:  # un éditeur a gardé l'ancien à côté
+            self._drop(old)
+        elif old:
+            log.info("%s a été renommé : j'en lis d'abord la fin.", self.path)
+            self._leave(old, now)
+        if continued and same:
+            marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
+        if not continued:
+            seen = ((), False) if same else self._seen_elsewhere(file)
+            if seen is None:
+                return False
+            known, bare = seen
+            if (marks or other) and not known and (not stat.st_size or not self._settled(now, stat)):
+                return False
+            if other:
+                self._find_missed(file, now)
+            if (marks or other) and not known:
+                self._restart(file, () if self._has_left() else marks, "a changé pendant que je ne le lisais pas", now)
+                return True
+            marks = known
+        self._grown_at = now
+        self._follow(OpenCsv(file, self.form, marks, self.header, bare))
+        return True
+
+    def _seen_elsewhere(self, file: BinaryIO) -> Known | None:
+        """Jusqu'où ce fichier, ou celui dont il est la copie, a déjà été lu ; None : il faut attendre pour le dire."""
+        known = self.already_read(file)
+        return known if known[0] else self.others.copied(self.path, file)
+
+    def already_read(self, file: BinaryIO) -> Known:
+        """Jusqu'où ce fichier a déjà été lu, sous n'importe quel nom ; rien s'il ne l'a jamais été."""
+        inode = os.fstat(file.fileno()).st_ino
+        everything = (*self.known(inode), *self.others.known(inode))
+        true = [known for known in everything if known[0] and matches(file, known[0][-1])]
+        return max(true, key=lambda known: known[0][-1].offset, default=((), False))
+
+    def _has_left(self) -> bool:
+        """Vrai si le fichier d'avant est encore lu, sous un autre nom."""
+        return any(item.file.inode == self.saved.inode for item in self._left)
+
+    def _find_current(self) -> OpenCsv | None:
+        """Notre nom désigne un autre fichier, ou rien : celui que nous lisions, s'il n'est pas déjà retrouvé."""
+        saved = self.saved
+        if not saved.marks or saved.inode is None or self._has_left():
+            return None
+        file = self._find(saved.inode, saved.marks[-1])
+        if file is None:
+            return None
+        marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
+        return OpenCsv(file, self.form, marks, self.header, bare)
+
+    def _find_past(self, now: float) -> None:
+        """Au démarrage : les fichiers quittés, où quelqu'un a pu écrire depuis."""
+        if not self._fresh:
+            return
+        self._fresh = False
+        for past in self.past:
+            if past.inode != self.saved.inode and (file := self._find(past.inode, past.mark)):
+                furthest, _ = self.already_read(file)  # un autre nom a pu le lire depuis
+                if furthest[-1].offset == past.mark.offset < os.fstat(file.fileno()).st_size:
+                    self._leave(OpenCsv(file, self.form, (past.mark,), self.header, past.bare), now)
+                else:
+                    file.close()
+
+    def _folders(self) -> list[Path]:
+        """Les vrais chemins de ce nom, liens suivis : où il mène, et où il menait."""
+        return list(dict.fromkeys(Path(path) for path in (os.path.realpath(self.path), self.saved.real) if path))
+
+    def _find(self, inode: int, mark: Mark) -> BinaryIO | None:
+        """Le fichier de ce numéro et de ce contenu, s'il est dans le dossier sous un autre nom."""
+        for real in self._folders():
+            for entry in rotation.neighbours(real):
+                if entry.inode() == inode and (file := self._free(entry.path)):
+                    if matches(file, mark):
+                        return file
+                    file.close()
+        return None
+
+    def _free(self, path: str) -> BinaryIO | None:
+        """Ouvre ce fichier, si personne ne le lit, ni un autre ni nous."""
+        try:
+            file = open_regular(path)
+        except OSError:
+            return None
+        if file is not None:
+            identity = identity_of(os.fstat(file.fileno()))
+            if identity not in self.reading and self.others.available(identity, self):
+                return file
+            file.close()
+        return None
+
+    def _find_missed(self, new: BinaryIO, now: float) -> None:
+        """Plusieurs rotations d'un coup : les fichiers nés et renommés entre celui que nous lisions et ``new``."""
+        real, since, marks = self._folders()[0], self._since, self._marks()
+        entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
+        ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
+        by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
+        is_turn = rotation.turned if by_stem else rotation.appended
+        born = [(entry.stat().st_mtime_ns, entry) for entry in entries if is_turn(entry.name, real.name)]
+        for mtime, entry in sorted(born, key=lambda pair: pair[0]):
+            if since and mtime >= since and (file := self._free(entry.path)):
+                start, bare = self.already_read(file)
+                if not start and len(kept := still_true(file, tuple(marks))) > 1:
+                    start, bare = kept, self.bare  # une copie de ce que nous avons lu
+                self._leave(OpenCsv(file, self.form, start, self.header, bare), now)
+
+    def _find_copy(self, marks: Sequence[Mark]) -> BinaryIO | None:
+        """La copie que l'on a faite de notre fichier avant de le vider (logrotate, copytruncate)."""
+        real, since = self._folders()[0], self._since
+        turned = [entry for entry in rotation.neighbours(real) if rotation.turned(entry.name, real.name)]
+        for entry in sorted(turned, key=lambda entry: -entry.stat().st_mtime_ns):
+            if entry.stat().st_mtime_ns >= since and (file := self._free(entry.path)):
+                if not self.already_read(file)[0] and matches(file, marks[-1]):
                     return file
                 file.close()
         return None
 
-    def _look_at_name(self, current: OpenCsv, now: float) -> Chunk | None:
+    def _look_at_name(self, current: OpenCsv, now: float) -> None:
         """Le fichier ouvert n'a rien de nouveau : son nom en désigne-t-il un autre ?"""
         try:
             stat = os.stat(self.path)
         except FileNotFoundError:
             self.settling = False
             self._say(f"{self.path} n'est plus là : j'attends son retour.")
-            return None
-        if (stat.st_dev, stat.st_ino) == current.identity:
-            if current.pending and now - self._grown_at > HINT_SECONDS and not self.settling:
+            if now - self._grown_at > self.rotate_wait:
+                self._leave(current, now - self.rotate_wait)
+                self._current, self._retry_at = None, now + MISSING_SECONDS
+            return
+        if identity_of(stat) == current.identity:
+            waiting = current.pending or (not current.marks and stat.st_size)
+            if waiting and now - self._grown_at > HINT_SECONDS and not self.settling and not self.refused:
                 self._say(current.hint(self.path))
-            return None
-        return self._change_file(current, now)
+            return
+        new = open_regular(self.path)
+        if new is not None and not self._change_file(current, new, now):
+            new.close()
 
-    def _change_file(self, current: OpenCsv, now: float) -> Chunk | None:
-        """Passe au fichier que le nom désigne maintenant, après avoir rendu l'inachevé de celui qu'on quitte."""
-        new = _open_file(self.path)
-        if new is None:
-            return None
+    def _change_file(self, current: OpenCsv, new: BinaryIO, now: float) -> bool:
+        """Passe à ``new``, que le nom désigne maintenant ; faux s'il faut attendre."""
         stat, renamed = os.fstat(new.fileno()), os.fstat(current.file.fileno()).st_nlink > 0
-        if current.continues_in(new, strictly=renamed):
+        if not self.others.available(identity_of(stat), self):
+            return False
+        if len(current.marks) > 1 and current.continues_in(new, strictly=renamed):
             log.info("%s a été remplacé, et commence comme avant : je continue.", self.path)
-            self._past(current)
-            self._follow(OpenCsv(new, self.options, current.marks))
-            return None
-        if stat.st_size and self._settled(now, stat):
-            if not current.pending:
-                self._past(current)
-                self._restart(new, () if renamed else current.marks, "est un autre fichier")
-                return None
-            self._unconfirmed = True
-            chunk = current.next_chunk(final=True)
+            self._drop(current)
+            self._follow(OpenCsv(new, self.form, current.marks, current.header, current.bare))
+            return True
+        back = next((item for item in self._left if item.file.identity == identity_of(stat)), None)
+        seen = (tuple(back.file.marks), back.file.bare) if back else self._seen_elsewhere(new)
+        if seen is None:
+            return False
+        known, bare = seen
+        if back or known:
+            if back:
+                self._left.remove(back)
+                back.file.file.close()
+            self._leave(current, now)
+            self._follow(OpenCsv(new, self.form, known, current.header, bare))
+            return True
+        if not stat.st_size or not self._settled(now, stat):
+            return False
+        kept = () if renamed else still_true(new, tuple(current.marks))
+        if len(kept) > 1:  # un éditeur l'a remplacé : ce qui était inachevé n'est plus
+            self._drop(current)
         else:
-            chunk = None
-        new.close()
-        return chunk
+            self._leave(current, now)
+            self._find_missed(new, now)
+        self._restart(new, kept, "est un autre fichier", now)
+        return True
 
-    def _past(self, left: OpenCsv) -> None:
-        if left.marks:
-            self.past = (*self.past, (left.inode, left.marks[-1]))[-PAST_FILES:]
+    def _leave(self, file: OpenCsv, now: float) -> None:
+        self._left.append(Left(file, now + self.rotate_wait))
+
+    def _drop(self, file: OpenCsv) -> None:
+        if file.marks:
+            kept = [past for past in self.past if past.inode != file.inode]
+            self.past = (*kept, Past(file.inode, file.marks[-1], file.bare))[-PAST_FILES:]
+        file.file.close()
 
     def _settled(self, now: float, stat: os.stat_result) -> bool:
         """Vrai quand un fichier réécrit ne bouge plus : avant, on n'en verrait qu'une partie."""
-        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        seen = _signature(stat)
         if not self.settling:
             self.settling, self._unsettled_at = True, now
         if seen != self._seen:
@@ -374,21 +577,30 @@ class Follower:
         self.settling = now - self._seen_at < SETTLE_SECONDS and now - self._unsettled_at < SETTLE_MAX_SECONDS
         return not self.settling
 
-    def _restart(self, file: BinaryIO, marks: Iterable[Mark], what: str) -> OpenCsv:
+    def _restart(self, file: BinaryIO, marks: Sequence[Mark], what: str, now: float) -> None:
         """Reprend ``file`` après le dernier repère qui y est encore vrai, ou à son début."""
-        kept = list(marks)
-        while kept and not matches(file, kept[-1]):
-            kept.pop()
+        kept = still_true(file, tuple(marks))
+        header, bare = self.header, self.bare
+        same = os.fstat(file.fileno()).st_ino == self.inode
+        if same and len(kept) < 2 and marks:
+            if copy := self._find_copy(marks):
+                log.info("%s a été copié, puis vidé : je lis d'abord la fin de la copie.", self.path)
+                self._left.append(Left(OpenCsv(copy, self.form, marks, header, bare), now))
+            elif len(marks) > 1:
+                log.warning(
+                    "%s a été vidé ou réécrit : ce qui a pu y être écrit après la ligne %d, et que je n'avais pas lu, "
+                    "n'y est plus.", self.path, marks[-1].lines,
+                )  # fmt: skip
         where = f"à la ligne {kept[-1].lines + 1}" if kept else "à son début"
         log.warning("%s %s : j'en reprends la lecture %s.", self.path, what, where)
-        return self._follow(OpenCsv(file, self.options, kept))
+        self._follow(OpenCsv(file, self.form, kept, header, bare and bool(kept)))
 
-    def _follow(self, current: OpenCsv) -> OpenCsv:
-        if self._current and self._current.file is not current.file:
-            self._current.file.close()
-        self._current, self._mtime, self.refused, self._said = current, 0, None, ""
-        self.settling = self._disturbed = False
-        return current
+    def _follow(self, current: OpenCsv) -> None:
+        before = self._current
+        if before and before.file is not current.file and all(item.file is not before for item in self._left):
+            before.file.close()
+        self._current, self._mtime, self._size, self.refused, self._said = current, 0, 0, None, ""
+        self.settling = self._disturbed = self._sure = False
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:
         """Dit une chose, sans la répéter tant que rien d'autre n'est dit."""
@@ -397,45 +609,31 @@ class Follower:
             log.log(level, "%s", sentence)
 
 
-def _open_file(path: Path) -> BinaryIO | None:
-    try:
-        return open_shared(path)
-    except FileNotFoundError:
-        return None
+def known_in(saved: Saved, inode: int) -> Iterator[Known]:
+    """Ce qu'une position dit du fichier de ce numéro."""
+    if saved.inode == inode:
+        yield saved.marks, saved.bare
+    for past in saved.past:
+        if past.inode == inode:
+            yield (past.mark,), past.bare
 
 
-def identities(path: Path) -> set[Identity]:
-    """Identité du fichier que ``path`` désigne, avec et sans son périphérique ; vide s'il n'existe pas."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return set()
-    return {(stat.st_dev, stat.st_ino), (None, stat.st_ino)}
+def _storable(path: str) -> str:
+    """Un chemin que JSON sait porter ; vide sinon (un nom qui n'est pas en UTF-8)."""
+    return path if os.fsencode(path).decode("utf-8", "ignore") == path else ""
 
 
-def unreadable(path: Path) -> str | None:
-    """Pourquoi ``path``, qui existe, ne se lit pas : ses droits, ou un programme qui le tient (Excel) ; sinon None."""
-    try:
-        file = _open_file(path)
-    except OSError as error:
-        return f"{path} ne peut pas être lu ({error.strerror})."
-    if file is not None:
-        file.close()
-    return None
+def _signature(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def inherited(path: Path, known: Iterable[Saved]) -> Saved:
-    """Où commencer un fichier dont le nom est nouveau : après ce qui en a été lu sous un autre nom.
-
-    Une position vide : il n'a jamais été lu.
-    """
-    file = _open_file(path)
-    if file is None:
-        return Saved()
-    with file:
-        number = os.fstat(file.fileno()).st_ino
-        for saved in known:
-            for old, marks in ((saved.inode, saved.marks), *((old, (mark,)) for old, mark in saved.past)):
-                if old == number and marks and matches(file, marks[-1]):
-                    return Saved(number, marks)
-    return Saved()
+def _same_bytes(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:
+    """Vrai si ces octets des deux fichiers sont les mêmes."""
+    one.seek(start)
+    other.seek(start)
+    while start < end:
+        mine, its = (file.read(min(1 << 20, end - start)) for file in (one, other))
+        if mine != its or not mine:
+            return False
+        start += len(mine)
+    return True

@@ -32,10 +32,10 @@ import msgspec
 from confluent_kafka import ElectionType, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
-from commun.cli import Parser, Stop, french_number, positive, run
+from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
-from commun.transaction import Stopped, read_topic
+from commun.topics import read_topic
 from exercice2.transactions import Transaction, number_of, parse
 from exercice2.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
 

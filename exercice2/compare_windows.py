@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, french_number, positive, run
+from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import Config, client_config, connect, delete_topics, ensure_topics
-from commun.transaction import Stopped
 from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.results import ALL
 from exercice2.sources import REPLAY_START

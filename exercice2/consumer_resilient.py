@@ -27,7 +27,8 @@ from datetime import UTC, datetime
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, french_number, positive, run
+from commun.cli import Parser, Stop, Stopped, french_number, positive, run
+from commun.exactly_once import Aborted
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     DEAD_LETTER_TOPIC,
@@ -38,10 +39,9 @@ from commun.kafka import (
     place,
     readable,
 )
-from commun.transaction import Stopped
 from exercice2.offsets import Offsets, Owned
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
-from exercice2.sinks import Aborted, AtLeastOnce, ExactlyOnce, Sink
+from exercice2.sinks import AtLeastOnce, ExactlyOnce, Sink
 from exercice2.starting_offsets import StartingOffsets, offsets_option, reset_option
 from exercice2.work import Outcome, do_work, load_work
 

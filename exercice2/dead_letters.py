@@ -23,10 +23,11 @@ from typing import Any
 from confluent_kafka import KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
-from commun.cli import Parser, Stop, run
+from commun.cli import Parser, Stop, Stopped, run
 from commun.errors import START_HINT, PipelineError
+from commun.exactly_once import Aborted, TransactionalProducer
 from commun.kafka import Config, admin_config, client_config
-from commun.transaction import Stopped, commit, open_producer, read_topic
+from commun.topics import read_topic
 from exercice2.producer_resilient import GUARANTEED, PRODUCER_CONFIG, TOPIC
 from exercice2.transactions import InvalidTransaction, parse, to_json
 
@@ -73,12 +74,11 @@ def repaired(path: Path, now: datetime) -> list[tuple[str, bytes]]:
 def resend(config: Config, topic: str, letters: list[tuple[str, bytes]], stop: Stop) -> None:
     """Envoie toutes les lettres dans ``topic`` en une transaction Kafka."""
     try:
-        producer = open_producer(config | {"transactional.id": f"dead-letters-{uuid.uuid4().hex}"}, stop)
-        producer.begin_transaction()
+        producer = TransactionalProducer(config | {"transactional.id": f"dead-letters-{uuid.uuid4().hex}"}, stop)
         for key, value in letters:
-            producer.produce(topic, value, key)
-        commit(producer, stop)
-    except (Stopped, KafkaException, BufferError) as error:
+            producer.write(topic, value, key)
+        producer.commit()
+    except (Stopped, Aborted) as error:
         raise PipelineError("Kafka n'a pas confirmé : rien n'est renvoyé. Relancez la même commande.") from error
 
 

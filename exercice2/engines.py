@@ -17,11 +17,11 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Stop
+from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
 from commun.kafka import Config, connect, ensure_topics
 from commun.systems import own_group
-from commun.transaction import Stopped, bounds, read_topic
+from commun.topics import bounds, read_topic
 from exercice2.kafka_monitor import count_partitions
 from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.results import ALL

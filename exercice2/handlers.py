@@ -13,8 +13,8 @@ import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from commun.cli import Stopped
 from commun.kafka import Config, admin_config, connect, dead_letter_of, place
-from commun.transaction import Stopped
 from exercice2.partials import Combiner, Late, LateSlices, Merger, Partial, Position, Reader, Windows, to_hold
 from exercice2.results import instant_text, key_text, to_json
 from exercice2.screen import Numbers, Published

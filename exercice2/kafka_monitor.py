@@ -28,7 +28,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.kafka import (
     ADMIN_SECONDS,
     DEAD_LETTER_TOPIC,
@@ -37,7 +37,7 @@ from commun.kafka import (
     client_config,
     ensure_topics,
 )
-from commun.transaction import Stopped, bounds
+from commun.topics import bounds
 from exercice2.handlers import Merging, Reading
 from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice2.results import alert_option

@@ -22,28 +22,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaError, Message
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.errors import PipelineError
+from commun.exactly_once import POSITIONS_CONFIG, Aborted, Positions
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     DEAD_LETTER_TOPIC,
     Config,
-    Headers,
     client_config,
     dead_letter_headers,
     ensure_topics,
-)
-from commun.transaction import (
-    FENCED,
-    HOPELESS,
-    POSITIONS_CONFIG,
-    Positions,
-    Stopped,
-    commit,
-    open_producer,
 )
 from exercice2.deliveries import Deliveries
 from exercice2.sources import CsvFile, Generated, Item, Saved, Source
@@ -86,28 +77,24 @@ class Sender:
     def __init__(self, config: Config, args: argparse.Namespace, source: Source, stop: Stop) -> None:
         self.args, self.source, self.stop = args, source, stop
         self.deliveries = Deliveries()
-        # Un second producteur de la même source prend la place du premier, dont les écritures sont refusées.
-        identity = {"transactional.id": f"{args.topic}:{source.name}", "stats_cb": self.deliveries.on_stats}
-        self._config = config | identity
-        self._positions = Positions(config, f"{args.topic}-positions", stop)
-        self._refusal: KafkaError | None = None
+        told = {"stats_cb": self.deliveries.on_stats, "on_delivery": self._on_delivery}
+        self.positions = Positions(config | told, args.topic, stop)
+        self.producer = self.positions.producer
+        self._name = source.name.encode()
         self._items: Iterator[Item] = iter(())
         self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
 
     def run(self) -> None:
         """Envoie tout, transaction après transaction, jusqu'à la fin de la source ou l'arrêt."""
-        self._positions.claim(self.source.name)
-        reported = time.monotonic()
-        ready, more = False, True
+        found = self.positions.take([self._name])
+        self._refuse_lost(self._name not in self.positions.mine)
+        self._resume(found)
+        reported, more = time.monotonic(), True
         while more and not self.stop:
             try:
-                if not ready:
-                    self._start()
-                    ready = True
                 more = self._one_transaction()
-            except KafkaException as error:
-                self._abandon(error.args[0])
-                ready = False
+            except Aborted as error:
+                self._abandon(error)
             if time.monotonic() - reported > REPORT_SECONDS:
                 log.info("%s", self.deliveries)
                 reported = time.monotonic()
@@ -119,14 +106,12 @@ class Sender:
         while more and self.taken - start < COMMIT_ROWS and time.monotonic() < deadline and not self.stop:
             wait = self.source.due(self.taken + 1) - time.time()
             if wait > 0:
-                self._producer.poll(min(wait, COMMIT_SECONDS / 5))
+                self.producer.poll(min(wait, COMMIT_SECONDS / 5))
                 continue
             item = next(self._items, None)
             if item is None:
                 more = False
                 continue
-            if self.taken == start:
-                self._producer.begin_transaction()
             self.taken += 1
             rejected += item.transaction is None
             self._send(item)
@@ -139,37 +124,25 @@ class Sender:
         if item.transaction is None:
             log.warning("Lettre morte (ligne %d) : %s", item.line, item.reason)
             headers = dead_letter_headers(item.reason, topic=self.args.topic, file=self.source.name, line=item.line)
-            self._produce(f"{self.args.topic}-dlq", item.raw, None, headers)
+            self.producer.write(f"{self.args.topic}-dlq", item.raw, None, headers)
         else:
             self.deliveries.sent += 1
-            self._produce(self.args.topic, to_json(item.transaction), str(getattr(item.transaction, self.args.key)))
-
-    def _produce(self, topic: str, value: bytes, key: str | None, headers: Headers | None = None) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
-                self._producer.poll(0)  # sert les rappels
-                return
-            except BufferError:  # file pleine : on attend qu'elle se vide, le même message repart
-                if self.stop:
-                    raise Stopped from None
-                self._producer.poll(0.1)
+            key = str(getattr(item.transaction, self.args.key))
+            self.producer.write(self.args.topic, to_json(item.transaction), key)
+        self.producer.poll()  # sert les rappels
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Un message est écrit sur les copies synchronisées, ou abandonné avec sa transaction."""
         if error is None and message.topic() == self.args.topic:
             self.deliveries.on_written(message.partition() or 0, message.latency() or 0.0)
-        elif error is not None and error.code() in HOPELESS:
-            self._refusal = error
 
     def _commit(self) -> None:
         """La position, puis la validation ; l'arrêt demandé, laisse encore STOP_SECONDS à Kafka."""
-        saved = self.source.mark(self.taken)
-        self._produce(self._positions.topic, msgspec.json.encode(saved), self.source.name)
+        self.positions.write(self._name, msgspec.json.encode(self.source.mark(self.taken)))
         deadline = None
         while True:
             try:
-                commit(self._producer, self.stop)
+                self.producer.commit()
                 self.rows = self.taken
                 return
             except Stopped:
@@ -179,24 +152,24 @@ class Sender:
 
     # --- Reprendre : la position écrite dans Kafka fait foi ---
 
-    def _start(self) -> None:
-        """Un producteur neuf, la source à la position confirmée."""
-        self._producer = open_producer(self._config, self.stop)
-        value = self._positions.load().get(self.source.name)
+    def _resume(self, positions: dict[bytes, bytes]) -> None:
+        """La source, à la position confirmée."""
+        value = positions.get(self._name)
         saved = msgspec.json.decode(value, type=Saved) if value else Saved()
         self._items = self.source.resume(saved)
         self.rows = self.taken = saved.rows
 
-    def _abandon(self, error: KafkaError) -> None:
-        """La transaction est annulée ; PipelineError si un autre a pris la place ou si Kafka refuse pour de bon."""
-        refusal = error if error.code() in HOPELESS else self._refusal
-        if refusal:
-            raise PipelineError(f"Kafka refuse une transaction : {refusal.str()}. La position n'avance pas.")
-        if error.code() in FENCED and not self._positions.is_mine(self.source.name):
-            raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
-        log.warning("Transaction annulée (%s) : %d lignes vont repartir.", error.name(), self.taken - self.rows)
+    def _abandon(self, error: Aborted) -> None:
+        """La transaction est annulée ; PipelineError si un autre a pris la source."""
+        log.warning("Transaction annulée (%s) : %d lignes vont repartir.", error, self.taken - self.rows)
         self.deliveries.on_abort()
-        self._producer.purge()
+        lost, positions = self.positions.recover()
+        self._refuse_lost(bool(lost))
+        self._resume(self.positions.all() if positions is None else positions)
+
+    def _refuse_lost(self, lost: bool) -> None:
+        if lost:
+            raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
 
 
 def finish(sender: Sender, topic: str) -> None:

@@ -14,8 +14,9 @@ from typing import Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from commun.cli import Stop
+from commun.exactly_once import Aborted
 from commun.kafka import Config, Headers, connect, readable
-from exercice2.sinks import Aborted, ExactlyOnce
+from exercice2.sinks import ExactlyOnce
 
 log = logging.getLogger("pipeline")
 

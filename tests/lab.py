@@ -24,9 +24,10 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from commun.cli import Stop
+from commun.exactly_once import Positions, open_producer
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
-from commun.transaction import Positions, open_producer, read_topic
+from commun.topics import read_topic
 from exercice2.producer_resilient import PARTITIONS
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
@@ -209,12 +210,18 @@ class NeverStopped(Stop):
         self._event = threading.Event()
 
 
-def take_place(topic: str, source: str, *, announced: bool) -> Producer:
-    """Un second producteur de ``source``, qui s'annonce ou non, prend la place du premier et n'écrit rien."""
-    config = client_config({"transactional.id": f"{topic}:{source}"})
-    if announced:
-        Positions(config, f"{topic}-positions", NeverStopped()).claim(source)
-    return open_producer(config, NeverStopped())
+def bar(topic: str, source: str) -> None:
+    """Kafka annule la transaction en cours de qui envoie ``source``, sans que personne ne prenne sa place."""
+    positions = Positions(client_config({}), topic, NeverStopped())
+    for name in positions.claims()[source.encode()].values():
+        open_producer(client_config({"transactional.id": name}), NeverStopped())
+
+
+def take_place(topic: str, source: str) -> Positions:
+    """Un second producteur de ``source`` prend la place du premier, et n'écrit rien."""
+    positions = Positions(client_config({}), topic, NeverStopped())
+    positions.take([source.encode()])
+    return positions
 
 
 def headers(message: Message) -> dict[str, str]:

@@ -9,11 +9,13 @@ import time
 import pytest
 from confluent_kafka.cimpl import NewTopic
 
+from commun.errors import PipelineError
+from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import client_config, ensure_topics
-from commun.transaction import POSITIONS_CONFIG, Positions
-from exercice1.csv_tail import Options
-from exercice1.exactly_once import CsvSource, Fenced, load_saved
-from exercice1.follow import Saved
+from exercice1.files import Files
+from exercice1.fingerprint import Saved
+from exercice1.reading import Format
+from exercice1.sending import Sender
 from tests.conftest import services
 from tests.lab import CsvLab, NeverStopped, wait_until
 
@@ -60,8 +62,8 @@ class Writer(threading.Thread):
 
 def seen(lab: CsvLab) -> int | None:
     """Inode du fichier de la dernière position confirmée."""
-    positions = Positions(client_config({}), f"{lab.topic}-positions", NeverStopped())
-    return load_saved(positions).get(str(lab.path), Saved()).inode
+    found = [m.value() for m in lab.messages(f"{lab.topic}-positions") if m.key() == str(lab.path).encode()]
+    return Saved.decode(found[-1] or b"{}").inode if found else None
 
 
 @pytest.mark.timeout(400)
@@ -136,7 +138,7 @@ def test_stopped_while_kafka_is_down(csv_lab: CsvLab) -> None:
         csv_lab.write("2,b\n")
         producer.wait_for("Kafka ne répond plus")
         time.sleep(2)  # la panne peut se voir avant la ligne : le temps qu'elle soit lue
-        assert producer.stop(signal.SIGINT, timeout=20) == 0
+        assert producer.stop(signal.SIGINT, timeout=20) == 1
         assert "repartira au prochain démarrage" in producer.text
     finally:
         done = services("up", timeout=300)
@@ -164,28 +166,32 @@ def test_producers_fight_for_a_file(csv_lab: CsvLab) -> None:
 
 @pytest.mark.parametrize("anew", [False, True])
 def test_two_producers_start_together(csv_lab: CsvLab, *, anew: bool) -> None:
-    """Entre la position lue par le dernier venu et sa première transaction, le premier envoie : rien n'est doublé.
+    """Le premier envoie entre l'annonce du dernier venu et sa première transaction : rien n'est doublé, rien ne manque.
 
     Avec --from-start (``anew``), le dernier venu renvoie bien tout, une fois.
     """
     csv_lab.write(HEADER + "1,a\n2,b\n")
     names = (csv_lab.topic, f"{csv_lab.topic}-dlq", f"{csv_lab.topic}-positions")
     ensure_topics(client_config({}), *(NewTopic(n, 1, 3, config=POSITIONS_CONFIG if "pos" in n else {}) for n in names))
-    first, last = (Positions(client_config({}), names[-1], NeverStopped()) for _ in range(2))
-    first.claim(str(csv_lab.path))
-    last.claim(str(csv_lab.path))
-    newcomer = CsvSource(csv_lab.path, csv_lab.topic, Options(), last)
-    early = CsvSource(
-        csv_lab.path, csv_lab.topic, Options(), first
-    )  # il écarte « newcomer », qui s'était annoncé après
-    early.start(Saved())
-    assert early.send(time.monotonic())
-    newcomer.start(Saved(), anew=anew)  # refusée, la transaction recommence, après ce que l'autre a envoyé
-    newcomer.send(time.monotonic())
+    early, newcomer = (new_sender(csv_lab) for _ in range(2))
+    early.scan(anew=False)
+    newcomer.scan(anew=anew)
+    with pytest.raises(PipelineError, match="Plus aucun fichier"):
+        early.send()
+    assert newcomer.send()
     csv_lab.write("3,c\n")
-    assert newcomer.send(time.monotonic())
-    with pytest.raises(Fenced):
-        early.send(time.monotonic())
-    assert csv_lab.column() == (["1", "2", "1", "2", "3"] if anew else ["1", "2", "3"])
-    for source in (early, newcomer):
-        source.close()
+    assert newcomer.send()
+    assert csv_lab.column() == ["1", "2", "3"]
+    for sender in (early, newcomer):
+        sender.close()
+    again = new_sender(csv_lab)
+    again.scan(anew=anew)
+    again.send()
+    again.close()
+    assert csv_lab.column() == (["1", "2", "3", "1", "2", "3"] if anew else ["1", "2", "3"])
+
+
+def new_sender(lab: CsvLab) -> Sender:
+    """Un producteur dans ce processus."""
+    files = Files([str(lab.path)], Format())
+    return Sender(files, Positions(client_config({}), lab.topic, NeverStopped()), lab.topic, NeverStopped())

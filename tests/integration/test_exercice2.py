@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from exercice2.transactions import number_of
-from tests.lab import BankLab, Running, generated, headers, take_place, wait_until
+from tests.lab import BankLab, Running, bar, generated, headers, take_place, wait_until
 
 
 def test_sample_file_twice(bank_lab: BankLab) -> None:
@@ -66,15 +66,15 @@ def test_a_second_producer_is_slow_to_write(bank_lab: BankLab) -> None:
     options = ("--generate", "--seed", "1", "--rate", "200")
     first = bank_lab.start("producer_resilient", *options)
     wait_until(lambda: len(bank_lab.ids(bank_lab.topic)) > 100 if "Envoi de" in first.text else False)
-    take_place(bank_lab.topic, "generate:1:200:0", announced=False)  # comme une transaction qui a trop duré
+    bar(bank_lab.topic, "generate:1:200:0")  # comme une transaction qui a trop duré
     first.wait_for("Transaction annulée")
     sent = len(bank_lab.ids(bank_lab.topic))
     wait_until(lambda: len(bank_lab.ids(bank_lab.topic)) > sent)
-    second = take_place(bank_lab.topic, "generate:1:200:0", announced=True)
+    second = take_place(bank_lab.topic, "generate:1:200:0")
     assert first.process.wait(60) == 1
     assert "je m'arrête" in first.text
-    second.begin_transaction()
-    second.commit_transaction(30)  # le premier ne lui a pas repris la place
+    second.producer.write(second.topic, b"", b"essai")
+    second.producer.commit()  # le premier ne lui a pas repris la place
     found = Counter(bank_lab.ids(bank_lab.topic))
     assert found == generated(len(found))
 

@@ -2,17 +2,16 @@
 
 import json
 import os
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from exercice1.csv_tail import Options, Row
-from exercice1.follow import CHUNK_BYTES, MARKS, Follower, Saved, identities, inherited, unreadable
+from exercice1.fingerprint import Saved
+from exercice1.follow import Follower
+from exercice1.json_rows import Row
+from exercice1.reading import CHUNK_BYTES, MARKS, Format
 
 HEADER = "n,texte\n"
 
@@ -24,28 +23,34 @@ class Reader:
         self.path, self.now, self.saved = path, 0.0, Saved()
         self.rows: list[Row] = []
         self.rejected: list[bytes] = []
-        self.follower = Follower(path, Options())
+        self.follower = self.new_follower()
+
+    def new_follower(self) -> Follower:
+        """Un suivi neuf, qui ne sait que ce qui a été confirmé."""
+        follower = Follower(self.path, Format(), self.saved)
+        follower.wall = lambda: time.time() + self.now  # l'horloge de la machine avance avec la nôtre
+        return follower
 
     def read(self, *, final: bool = False) -> list[str]:
         """Lit et confirme tout ce qui est là ; rend la première colonne des lignes nouvelles."""
         known, idle = len(self.rows), 0
-        while idle < 8:
+        while idle < 25:
             self.now += 0.3
             chunk = self.follower.read(self.now, final=final)
             if chunk is None:
                 idle += 1
                 continue
             idle = 0
-            self.rows += chunk.rows
+            self.rows += chunk.values
             self.rejected += [raw for _, raw, _ in chunk.rejected]
-            self.saved = self.follower.snapshot("test")
+            self.saved = self.follower.snapshot()
             self.follower.confirm(self.saved)
-        return [str(next(iter(json.loads(value).values()))) for _, value, _ in self.rows[known:]]
+        return [str(next(iter(json.loads(value).values()))) for value, _ in self.rows[known:]]
 
     def crash(self) -> None:
         """Un lecteur neuf, qui ne sait que ce qui a été confirmé."""
         self.follower.close()
-        self.follower = Follower(self.path, Options(), self.saved)
+        self.follower = self.new_follower()
 
 
 @pytest.fixture
@@ -168,7 +173,7 @@ class TestLife:
             reader.crash()
         path.write_text("n,libelle\n" + rows(1, 2), encoding="utf-8")
         assert reader.read() == ["1", "2"]
-        assert list(json.loads(reader.rows[-1][1])) == ["n", "libelle"]
+        assert list(json.loads(reader.rows[-1][0])) == ["n", "libelle"]
 
 
 def test_rows_of_a_deleted_file_are_still_read(path: Path, reader: Reader) -> None:
@@ -233,170 +238,3 @@ def test_what_happens_is_said_once(path: Path, reader: Reader, caplog: pytest.Lo
     reader.read()
     for sentence in ("n'existe pas encore", "un guillemet ouvert à la ligne 2 attend sa fin", "n'est plus là"):
         assert caplog.text.count(sentence) == 1, caplog.text
-
-
-def test_a_renamed_file_is_not_read_twice(path: Path, reader: Reader) -> None:
-    """Un nom nouveau pour un fichier déjà lu : attendre tant qu'il l'est, puis reprendre où il en est."""
-    path.write_text(HEADER + rows(1), encoding="utf-8")
-    reader.read()
-    old = path.with_name("ancien.csv")
-    path.rename(old)
-    assert reader.follower.identity in identities(old)
-    path.write_text(HEADER + rows(2), encoding="utf-8")
-    assert reader.read() == ["2"]
-    assert reader.follower.identity not in identities(old)
-    start = inherited(old, [reader.saved])
-    append(old, rows(3))
-    heir = Reader(old)
-    heir.follower = Follower(old, Options(), start)
-    assert heir.read() == ["3"]
-    copy = path.with_name("copie.csv")
-    copy.write_text(HEADER + rows(1), encoding="utf-8")
-    assert inherited(copy, [reader.saved]) == Saved()
-    heir.follower.close()
-
-
-def test_two_disks_have_the_same_inodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deux fichiers de même numéro d'inode, chacun sur son disque, sont deux fichiers."""
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    for path in (first, second):
-        path.write_text(HEADER + rows(1), encoding="utf-8")
-    real = os.stat_result
-    stats = {path: os.stat(path) for path in (first, second)}
-    twin = real([*stats[second][:1], stats[first].st_ino, stats[first].st_dev + 1, *stats[second][3:]])
-    reader = Reader(first)
-    assert reader.read() == ["1"]
-    monkeypatch.setattr(Path, "stat", lambda self: twin if self == second else stats[self])
-    assert identities(first) & {reader.follower.identity}
-    assert not identities(second) & {reader.follower.identity}
-    reader.follower.close()
-    assert identities(first) & {reader.follower.identity}  # fermé, seul l'inode est retenu
-
-
-def test_a_file_that_cannot_be_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absent, il sera attendu ; là mais fermé à nous (droits, Excel), il y a une raison, et le lecteur attend."""
-    assert unreadable(path) is None
-    path.write_text(HEADER + rows(1), encoding="utf-8")
-    assert unreadable(path) is None
-
-    def locked(name: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(name))
-
-    monkeypatch.setattr("exercice1.follow.open_shared", locked)
-    assert "ne peut pas être lu" in (unreadable(path) or "")
-    reader = Reader(path)
-    assert reader.read() == []
-    monkeypatch.undo()
-    assert reader.read() == ["1"]
-    reader.follower.close()
-
-
-class Life(RuleBasedStateMachine):
-    """Une suite quelconque d'événements : chaque ligne finie est lue une fois, dans l'ordre."""
-
-    @initialize()
-    def start(self) -> None:
-        """Un dossier, un fichier, un lecteur."""
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "f.csv"
-        self.path.write_text(HEADER, encoding="utf-8")
-        self.reader = Reader(self.path)
-        self.written: list[str] = []
-        self.seen: list[str] = []
-        self.half = ""  # le début d'une ligne inachevée
-        self.archives = 0
-        self.unseen = True  # le fichier que le nom désigne n'a encore jamais été regardé
-
-    def finish(self) -> None:
-        """Finit la ligne inachevée."""
-        if self.half:
-            append(self.path, " fin\n")
-            self.half = ""
-
-    @rule(count=st.integers(1, 30), half=st.booleans(), quoted=st.booleans())
-    def write(self, count: int, half: bool, quoted: bool) -> None:
-        """Ajoute des lignes, la dernière à moitié peut-être."""
-        self.finish()
-        for number in range(count):
-            name = str(len(self.written))
-            self.written.append(name)
-            text = f'{name},"deux\nlignes"' if quoted else f"{name},une"
-            if half and number == count - 1:
-                self.half = f"{name},début"
-                append(self.path, self.half)
-            else:
-                append(self.path, text + "\n")
-
-    @rule(share=st.integers(1, 40))
-    def read_a_little_then_abort(self, share: int) -> None:
-        """Lit sans confirmer : la transaction est annulée."""
-        for _ in range(share):
-            self.reader.now += 0.3
-            if self.reader.follower.read(self.reader.now):
-                self.reader.follower.rewind(self.reader.saved)
-                break
-
-    @rule()
-    def read(self) -> None:
-        """Lit et confirme."""
-        self.seen += self.reader.read()
-        self.unseen = False
-        assert self.seen == self.written[: len(self.seen)]
-        assert len(self.written) - len(self.seen) == bool(self.half)
-
-    @rule()
-    def crash(self) -> None:
-        """Le lecteur est tué et relancé."""
-        self.reader.crash()
-
-    @precondition(lambda self: not self.unseen)
-    @rule()
-    def rotate(self) -> None:
-        """Rotation. Un fichier renommé avant d'avoir été vu une seule fois n'est pas retrouvé : ce n'est pas promis."""
-        self.finish()
-        self.archives += 1
-        self.path.rename(self.path.with_name(f"f.csv.{self.archives}"))
-        self.path.write_text(HEADER, encoding="utf-8")
-        self.unseen = True
-
-    @rule(in_place=st.booleans())
-    def save_in_an_editor(self, in_place: bool) -> None:
-        """Le même contenu et une ligne de plus, d'un coup ou sur place."""
-        self.finish()
-        name = str(len(self.written))
-        self.written.append(name)
-        text = self.path.read_text(encoding="utf-8") + f"{name},éditée\n"
-        if in_place:
-            self.path.write_text(text, encoding="utf-8")
-        else:
-            replace(self.path, text)
-            self.unseen = True
-
-    @rule(by=st.sampled_from(["truncate", "replace", "delete"]))
-    def start_again(self, by: str) -> None:
-        """Vidé, remplacé ou effacé, une fois lu : tout le contenu qui suit est nouveau."""
-        self.finish()
-        self.read()
-        self.unseen = True
-        match by:
-            case "truncate":
-                os.truncate(self.path, 0)
-                append(self.path, HEADER)
-            case "replace":
-                replace(self.path, HEADER)
-            case _:
-                self.path.unlink()
-                self.path.write_text(HEADER, encoding="utf-8")
-
-    def teardown(self) -> None:
-        """Finit tout, lit tout."""
-        if hasattr(self, "folder"):
-            self.finish()
-            self.read()
-            assert not self.reader.rejected
-            self.reader.follower.close()
-            self.folder.cleanup()
-
-
-Life.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-TestAnyLife = Life.TestCase

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from pymongo import uri_parser
 
+from commun.exactly_once import POSITIONS_CONFIG
 from commun.kafka import DEAD_LETTER_TOPIC
 from commun.settings import ROOT, defaults
-from commun.transaction import POSITIONS_CONFIG
 from exercice1 import consumer as csv_consumer
-from exercice1 import producer as csv_producer
+from exercice1 import topic as csv_topic
 from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
 from exercice3 import consumer, pg, producer, schedule_export
 from services.health import read_topics
@@ -291,11 +291,11 @@ def test_scripts_and_topics_file_agree() -> None:
     assert topics[kafka_monitor.ALERTS] == (1, copies, producer_resilient.TOPIC_CONFIG)
     assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
-    name, copies = csv_producer.TOPIC, csv_producer.REPLICATION_FACTOR
+    name, copies = csv_topic.TOPIC, csv_topic.REPLICATION_FACTOR
     assert name == csv_consumer.parse_options([]).topic == connector()["topic"]
-    assert topics[name] == (csv_producer.PARTITIONS, copies, csv_producer.TOPIC_CONFIG)
+    assert topics[name] == (csv_topic.PARTITIONS, copies, csv_topic.TOPIC_CONFIG)
     assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
-    assert topics[f"{name}-dlq"] == (1, copies, csv_producer.TOPIC_CONFIG)
+    assert topics[f"{name}-dlq"] == (1, copies, csv_topic.TOPIC_CONFIG)
 
 
 def connector() -> dict[str, str]:

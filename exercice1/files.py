@@ -1,0 +1,207 @@
+"""Les fichiers suivis : ceux que désignent les noms, dossiers et motifs, qui lit quoi, et lesquels restent ouverts."""
+
+import glob
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from commun.csv_header import Header
+from commun.systems import reason
+from exercice1 import rotation
+from exercice1.fingerprint import Identity, Saved, identity_of
+from exercice1.follow import ROTATE_WAIT, Follower, Known, known_in
+from exercice1.reading import Format, open_regular
+
+log = logging.getLogger("pipeline")
+
+OPEN_FILES = 64  # au-delà, ceux qui sont lus jusqu'au bout sont fermés
+QUIET_SECONDS = 10.0  # un fichier qui n'a pas bougé depuis ce temps est regardé avec les autres, par tournées…
+SHARE = 0.05  # … qui ne prennent pas plus que cette part d'un processeur…
+TOUR_SECONDS = 1.0  # … et ne se font jamais attendre plus longtemps
+
+
+class Files:
+    """Les fichiers suivis, et ce que l'on sait de chacun (voir follow.Others)."""
+
+    def __init__(
+        self, names: Sequence[str], form: Format, *, rotate_wait: float = ROTATE_WAIT, once: bool = False
+    ) -> None:
+        self.names, self.form, self.rotate_wait, self.once = names, form, rotate_wait, once
+        self.followers: dict[Path, Follower] = {}
+        self.lost: set[Path] = set()  # ceux qu'un autre producer.py suit maintenant
+        self.unreadable: dict[Path, str] = {}  # ceux qui sont là mais ne s'ouvrent pas, et pourquoi
+        self.elsewhere: dict[Path, Saved] = {}  # positions de fichiers que l'on ne suit pas
+        self._set_aside: set[Path] = set()  # dossiers, tubes, fichiers compressés : dits une fois
+        self._active_at: dict[Path, float] = {}
+        self._open: set[Path] = set()  # ceux qui tiennent un fichier ouvert
+        self._lively: set[Path] = set()  # ceux qui ont bougé il y a peu
+        self._tour_at = 0.0
+        self._next = 0
+
+    # --- Ce que désignent les noms ---
+
+    def find(self) -> list[Path]:
+        """Chemins absolus : un fichier même absent, les .csv d'un dossier, ce que donne un motif."""
+        paths: dict[Path, None] = {}
+        for name in self.names:
+            path = Path(os.path.abspath(name))
+            if path.is_dir():
+                found = sorted(path.glob("*.csv"))
+            elif glob.has_magic(name) and not path.exists():
+                found = sorted(Path(os.path.abspath(match)) for match in glob.glob(name))
+            else:
+                paths[path] = None
+                continue
+            paths |= dict.fromkeys(path for path in found if path in self.followers or self._is_file(path))
+        return list(paths)
+
+    def _is_file(self, path: Path) -> bool:
+        """Faux, et c'est dit une fois, pour ce qu'un motif désigne et qui n'est pas un CSV à lire."""
+        if rotation.is_compressed(path.name):
+            why = "est compressé : ses lignes ont été lues avant qu'il ne le soit"
+        elif rotation.is_backup(path.name):
+            why = "est la sauvegarde d'un éditeur"
+        elif path.is_dir():
+            why = "est un dossier, pas un fichier"
+        elif path.exists() and not path.is_file():
+            why = "n'est pas un fichier ordinaire"
+        else:
+            return True
+        if path not in self._set_aside:
+            self._set_aside.add(path)
+            log.warning("%s %s : je le laisse.", path, why)
+        return False
+
+    def new(self) -> list[Path]:
+        """Les fichiers à prendre en charge maintenant."""
+        paths = [path for path in self.find() if path not in self.followers and path not in self.lost]
+        return [path for path in paths if self._opens(path)]
+
+    def _opens(self, path: Path) -> bool:
+        """Vrai si ``path`` s'ouvre ou n'existe pas encore ; sinon il attend, et c'est dit une fois."""
+        try:
+            file = open_regular(path)
+        except OSError as error:
+            why = f"{path} ne peut pas être lu ({reason(error)})."
+            if self.unreadable.get(path) != why:
+                self.unreadable[path] = why
+                log.warning("%s J'attends.", why)
+            return False
+        self.unreadable.pop(path, None)
+        if file is None:
+            return True
+        with file:  # renommé, il est encore lu sous son ancien nom : on attend qu'il ne le soit plus
+            return self.available(identity_of(os.fstat(file.fileno())), None) and self.copied(path, file) is not None
+
+    def _origins(self, path: Path) -> list[Follower]:
+        """Les fichiers suivis dont ``path`` porte le nom, tourné."""
+        paths = (path.with_name(name) for name in sorted(rotation.origins(path.name)))
+        return [self.followers[path] for path in paths if path in self.followers]
+
+    # --- Les suivre ---
+
+    def add(self, paths: Iterable[Path], positions: Mapping[Path, Saved], now: float, *, anew: bool) -> None:
+        """Suit ces fichiers, à la position que Kafka a retenue ; ``anew`` : au début."""
+        for path in paths:
+            follower = Follower(path, self.form, Saved() if anew else positions.get(path), self)
+            follower.rotate_wait, follower.once = self.rotate_wait, self.once
+            self.followers[path] = follower
+            self._active_at[path] = now
+            self._lively.add(path)
+
+    def lose(self, path: Path) -> None:
+        """Un autre producer.py suit maintenant ce fichier."""
+        self.lost.add(path)
+        self.followers.pop(path).close()
+        for known in (self._open, self._lively):
+            known.discard(path)
+        del self._active_at[path]
+
+    def turn(self, now: float) -> Iterator[Follower]:
+        """Les fichiers à regarder maintenant : ceux qui ont bougé il y a peu, et tous, de temps en temps."""
+        everyone, began = self.once or now >= self._tour_at, time.perf_counter()
+        paths = list(self.followers if everyone else self._lively)
+        first, self._next = self._next, 0
+        for number in range(len(paths)):
+            at = (first + number) % len(paths)
+            self._next = (at + 1) % len(paths)  # une tournée interrompue reprendra après lui
+            follower = self.followers[paths[at]]
+            yield follower
+            (self._open.add if follower.reading else self._open.discard)(paths[at])
+        self._next = 0
+        if everyone:
+            self._tour_at = now + min(TOUR_SECONDS, (time.perf_counter() - began) / SHARE)
+            recent = {path for path, at in self._active_at.items() if now - at < QUIET_SECONDS}
+            self._lively = recent | {path for path in self._open if not self.followers[path].idle}
+
+    def active(self, follower: Follower, now: float) -> None:
+        """Ce fichier a quelque chose de nouveau."""
+        self._active_at[follower.path] = now
+        self._lively.add(follower.path)
+        self._open.add(follower.path)
+
+    @property
+    def crowded(self) -> bool:
+        """Vrai si trop de fichiers sont ouverts."""
+        return len(self._open) > OPEN_FILES
+
+    def rest(self) -> None:
+        """S'il y a trop de fichiers ouverts, ferme ceux qui sont lus jusqu'au bout, les plus calmes d'abord."""
+        calm = sorted(self._open, key=self._active_at.__getitem__) if self.crowded else []
+        for path in calm[: len(calm) - OPEN_FILES // 2]:
+            self.followers[path].sleep()
+            if not self.followers[path].reading:
+                self._open.discard(path)
+
+    def close(self) -> None:
+        """Ferme tous les fichiers."""
+        for follower in self.followers.values():
+            follower.close()
+
+    @property
+    def settling(self) -> bool:
+        """Vrai si un fichier est en train d'être réécrit."""
+        return any(follower.settling for follower in self.followers.values())
+
+    @property
+    def unread(self) -> list[str]:
+        """Pourquoi certains fichiers ne sont pas lus, une phrase par fichier."""
+        refused = [
+            follower.refused or f"{follower.path} n'existe pas."
+            for follower in self.followers.values()
+            if follower.refused or follower.inode is None
+        ]
+        return [*self.unreadable.values(), *refused]
+
+    # --- Qui lit quoi (follow.Others) ---
+
+    def available(self, identity: Identity, asking: Follower | None) -> bool:
+        """Vrai si ``asking`` peut lire ce fichier : nul autre ne le lit, ou il le lui cède."""
+        others = [self.followers[path] for path in self._open]
+        return all(other.release(identity) for other in others if other is not asking and identity in other.reading)
+
+    def known(self, inode: int) -> Iterator[Known]:
+        """Tout ce qui a été lu sous ce numéro, sous n'importe quel nom."""
+        for saved in self.elsewhere.values():
+            yield from known_in(saved, inode)
+        for follower in self.followers.values():
+            yield from follower.known(inode)
+
+    def copied(self, path: Path, file: BinaryIO) -> Known | None:
+        """Jusqu'où ``file``, qui a le nom ``path``, est la copie d'un fichier lu (copytruncate).
+
+        None : c'en est une, et l'original est encore entier, ou vient de changer : elle n'a rien de plus à dire.
+        """
+        for origin in self._origins(path):
+            if origin.settling or origin.holds(file):
+                return None
+            if (known := origin.rows_in(file))[0]:
+                return known
+        return (), False
+
+    def header_of(self, path: Path) -> Header | None:
+        """L'en-tête du fichier suivi dont ``path`` porte le nom, tourné."""
+        return next((origin.header for origin in self._origins(path) if origin.header), None)

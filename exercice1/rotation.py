@@ -1,0 +1,48 @@
+"""Les noms que les fichiers prennent en tournant : v.csv devient v.csv.1, v.csv-20261127, v-2026-11-27.csv…"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".Z", ".7z")
+_START = re.compile(r"[.\-_]\d")
+_TURN = re.compile(r"[.\-_]\d[\d.\-_T:]*?(\.[A-Za-z]\w*)?")  # un numéro ou une date, puis l'extension s'il l'a gardée
+
+
+def is_compressed(name: str) -> bool:
+    """Vrai si c'est le nom d'un fichier compressé : une rotation ancienne, déjà lue quand elle ne l'était pas."""
+    return name.endswith(COMPRESSED)
+
+
+def is_backup(name: str) -> bool:
+    """Vrai si c'est le nom que donne un éditeur à ce qu'il garde ou prépare à côté."""
+    return name.endswith(("~", ".swp", ".bak")) or name.startswith((".#", "#"))
+
+
+def origins(name: str) -> set[str]:
+    """Les noms dont ``name`` peut être ce qu'ils deviennent en tournant."""
+    found = {name.removesuffix(".old")} if name.endswith(".old") else set()
+    for start in _START.finditer(name):
+        if turn := _TURN.fullmatch(name, start.start()):
+            found.add(name[: start.start()] + (turn[1] or ""))
+    return found - {"", name}
+
+
+def turned(name: str, base: str) -> bool:
+    """Vrai si ``name`` est un nom que prend ``base`` en tournant, extension gardée ou non."""
+    return base in origins(name)
+
+
+def appended(name: str, base: str) -> bool:
+    """Vrai si ``name`` est ``base`` suivi d'un numéro ou d'une date : personne ne nomme ainsi un autre fichier."""
+    return name.startswith(base) and turned(name, base)
+
+
+def neighbours(path: Path) -> Iterator[os.DirEntry[str]]:
+    """Les fichiers ordinaires du dossier de ``path`` ; rien si ce dossier ne se lit pas."""
+    try:
+        with os.scandir(path.parent) as entries:
+            yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+    except OSError:
+        return
