@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit lives chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-unit lives chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,10 @@ lint: $(VENV)/installed-dev  ## style et types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+house: $(VENV)/installed-dev  ## ce que lit qui ouvre un script : modules du projet et lignes
+	@$(BIN)/python -m tests.house
 
 services: install  ## démarre les serveurs sans Docker
 	$(BIN)/python -m services up

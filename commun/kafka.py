@@ -160,11 +160,23 @@ def readable(message: Message) -> bool:
     return False
 
 
-def rewind(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-    """Rappel d'attribution de --from-beginning : chaque partition reçue repart de son début."""
-    for partition in partitions:
-        partition.offset = OFFSET_BEGINNING
-    consumer.incremental_assign(partitions)
+class FromBeginning:
+    """Rappel d'attribution de --from-beginning : une partition reçue pour la première fois repart de son début.
+
+    Rendue puis reçue de nouveau (un membre est venu, puis parti), elle continue à la position du groupe.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int]] = set()
+
+    def __call__(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """``partitions`` arrivent."""
+        for partition in partitions:
+            place = (partition.topic, partition.partition)
+            if place not in self._seen:
+                partition.offset = OFFSET_BEGINNING
+            self._seen.add(place)
+        consumer.incremental_assign(partitions)
 
 
 def dead_letter_of(message: Message, reason: str) -> Headers:

@@ -1,7 +1,7 @@
 """Montre dans la console ce qui arrive dans Kafka (topic csv-topic).
 
     python consumer.py                          ce qui est nouveau pour ce groupe, sans fin ; Ctrl-C pour arrêter
-    python consumer.py --from-beginning         tout, depuis le début du topic
+    python consumer.py --from-beginning         tout, depuis le début du topic, sans rien prendre aux autres
     python consumer.py --show partition,offset  avec la place de chaque message
     python consumer.py --filter region=Bretagne --format json
 
@@ -17,6 +17,7 @@ import argparse
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -25,7 +26,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, M
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
-from commun.kafka import client_config, connect, ensure_topics, place, readable, rewind
+from commun.kafka import FromBeginning, client_config, connect, ensure_topics, place, readable
 from commun.systems import reader_gone
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
@@ -45,6 +46,7 @@ CONSUMER_CONFIG = {
     "auto.commit.interval.ms": 1000,
     "partition.assignment.strategy": "cooperative-sticky",  # un membre arrive sans arrêter les autres
     "session.timeout.ms": 10_000,
+    "topic.metadata.refresh.interval.ms": 5_000,  # une partition ajoutée au topic est vue au bout de ce temps
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
 }
 GUARANTEED = ("isolation.level", "auto.offset.reset", "enable.auto.offset.store")
@@ -147,7 +149,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
     parser.option("--topic", env="CSV_TOPIC", default=TOPIC, help="topic à lire")
-    parser.option("--group", env="CSV_GROUP", default=GROUP, help="groupe de consommateurs")
+    parser.option("--group", env="CSV_GROUP", default=GROUP,
+                  help="groupe de consommateurs ; sans cette option, --from-beginning en a un à lui")  # fmt: skip
     parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
     parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages montrés")
@@ -158,6 +161,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--filter", type=_condition, action="append", default=[], metavar="COLONNE=VALEUR",
                   help="ne montre que ces lignes ; répétable")  # fmt: skip
     args = parser.parse(argv)
+    if args.from_beginning and args.group == GROUP:  # qui regarde tout ne prend pas leurs lignes aux autres
+        args.group = f"{GROUP}-{uuid.uuid4().hex[:8]}"
     args.filter = dict(args.filter)
     args.format = args.format or ("table" if sys.stdout.isatty() else "json")
     return args
@@ -172,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     consumer = connect(Consumer, config)
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
     try:
-        consumer.subscribe([args.topic], **({"on_assign": rewind} if args.from_beginning else {}))
+        consumer.subscribe([args.topic], **({"on_assign": FromBeginning()} if args.from_beginning else {}))
         shown = watch(consumer, Screen(args.format), args, stop)
     finally:
         consumer.close()  # valide la position et quitte le groupe tout de suite

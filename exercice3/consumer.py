@@ -31,13 +31,13 @@ from commun.errors import PipelineError
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     DEAD_LETTER_TOPIC,
+    FromBeginning,
     client_config,
     connect,
     dead_letter_of,
     ensure_topics,
     place,
     readable,
-    rewind,
 )
 from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
 from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sink = Sink(collection, producer, args.topic + "-dlq", Counts())
         log.info("Lecture de %s (groupe %s), écriture dans MongoDB.", args.topic, args.group)
         try:
-            consumer.subscribe([args.topic], **({"on_assign": rewind} if args.from_beginning else {}))
+            consumer.subscribe([args.topic], **({"on_assign": FromBeginning()} if args.from_beginning else {}))
             consume(consumer, sink, args, stop)
         finally:
             consumer.close()  # quitte le groupe tout de suite : un autre membre prend la suite

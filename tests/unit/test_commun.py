@@ -5,13 +5,15 @@ import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
 
 from commun import settings
 from commun.cli import Parser, Stop, duration, french_number, port, positive, run
 from commun.errors import PipelineError
-from commun.kafka import client_config
+from commun.kafka import FromBeginning, client_config
 from commun.settings import setting
 
 
@@ -269,3 +271,13 @@ def test_french_numbers() -> None:
 def test_durations_are_readable(seconds: int, text: str) -> None:
     """« depuis 1451 s » ne se lit pas."""
     assert duration(seconds) == text
+
+
+def test_a_partition_starts_again_once() -> None:
+    """--from-beginning : la partition rendue puis reçue de nouveau ne rejoue pas ce qui a été montré."""
+    given: list[list[tuple[int, int]]] = []
+    consumer = mock.Mock(incremental_assign=lambda found: given.append([(p.partition, p.offset) for p in found]))
+    on_assign = FromBeginning()
+    for numbers in ([0, 1], [1, 2]):
+        on_assign(consumer, [TopicPartition("t", number) for number in numbers])
+    assert given == [[(0, OFFSET_BEGINNING), (1, OFFSET_BEGINNING)], [(1, OFFSET_INVALID), (2, OFFSET_BEGINNING)]]
