@@ -19,6 +19,7 @@ import argparse
 import codecs
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,14 +29,15 @@ from confluent_kafka.cimpl import NewTopic
 
 from commun import csv_header
 from commun.cli import Parser, Stop, french_number, positive, run
-from commun.csv_header import Options
+from commun.csv_header import HeaderError, Options
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import client_config, ensure_topics
+from commun.systems import reason
 from exercice1 import json_rows
 from exercice1.files import Files
 from exercice1.follow import ROTATE_WAIT
-from exercice1.reading import Format
+from exercice1.reading import Format, OpenCsv, open_regular
 from exercice1.sending import Sender
 from exercice1.topic import MESSAGE_BYTES, PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -90,6 +92,31 @@ def send_once(sender: Sender, stop: Stop, *, anew: bool) -> None:
         raise PipelineError(" ".join(sender.files.unread) or "Aucun fichier .csv à cet endroit.")
 
 
+def show(files: Files) -> int:
+    """--dry-run : chaque ligne en JSON sur la sortie, chaque refus sur la sortie d'erreur.
+
+    Lève PipelineError au premier fichier qui ne peut pas être lu.
+    """
+    sent = rejected = 0
+    for path in files.find():
+        try:
+            opened = open_regular(path)
+            if opened is None:
+                raise PipelineError(f"{path} n'existe pas.")
+            with opened:
+                source = OpenCsv(opened, files.form)
+                while chunk := source.next_chunk(final=True):
+                    sent, rejected = sent + len(chunk.values), rejected + len(chunk.rejected)
+                    sys.stdout.buffer.write(b"".join(value + b"\n" for value, _ in chunk.values))
+                    for line, _, why in chunk.rejected:
+                        log.warning("Serait une lettre morte (%s, ligne %d) : %s", path.name, line, why)
+        except (OSError, HeaderError) as error:
+            why = f"ne peut pas être lu ({reason(error)})" if isinstance(error, OSError) else f"n'est pas lu : {error}"
+            raise PipelineError(f"{path} {why}.") from error
+    log.info("Rien n'est envoyé. Partiraient : %s lignes, %s lettres mortes.", *map(french_number, (sent, rejected)))
+    return 0
+
+
 # --- Options ---
 
 
@@ -130,7 +157,7 @@ def _columns(text: str) -> tuple[str, ...]:
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    files = os.environ.get("CSV_FILES", str(SAMPLE)).split(os.pathsep)
+    files = [name for name in os.environ.get("CSV_FILES", "").split(os.pathsep) if name] or [str(SAMPLE)]
     parser.add_argument(
         "files", nargs="*", default=files, metavar="FICHIER",
         help=f"fichiers, dossiers (leurs .csv) ou motifs [variable CSV_FILES, séparés par « {os.pathsep} » ; "
@@ -158,6 +185,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
                   "ligne), header, row (toujours une ligne) ou refuse")  # fmt: skip
     parser.option("--rotate-wait", type=positive(float, zero=True), default=ROTATE_WAIT,
                   help="secondes pendant lesquelles un fichier renommé est encore lu")  # fmt: skip
+    parser.option("--dry-run", action="store_true",
+                  help="sans Kafka : montre ce qui partirait, et pourquoi le reste serait refusé")  # fmt: skip
     parser.option("--from-start", action="store_true", help="renvoie tout depuis le début des fichiers")
     parser.option("--once", action="store_true", help="envoie ce qui est là, puis s'arrête")
     args = parser.parse(argv)
@@ -171,6 +200,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
+    files = Files(args.files, args.form, rotate_wait=args.rotate_wait, once=args.once)
+    if args.dry_run:
+        return show(files)
     stop = Stop()
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topics(
@@ -180,7 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         NewTopic(f"{args.topic}-positions", 1, REPLICATION_FACTOR, config=POSITIONS_CONFIG),
     )
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
-    files = Files(args.files, args.form, rotate_wait=args.rotate_wait, once=args.once)
     with closing(Sender(files, Positions(config, args.topic, stop), args.topic, stop)) as sender:
         (send_once if args.once else watch)(sender, stop, anew=args.from_start)
     log.info(

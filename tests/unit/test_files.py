@@ -1,13 +1,18 @@
 """Plusieurs fichiers suivis ensemble : rotations, copies, liens, entrées étranges du dossier, milliers de fichiers."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from commun.settings import ROOT
 from exercice1.files import OPEN_FILES, Files
 from exercice1.fingerprint import Saved
 from exercice1.reading import Format
@@ -353,3 +358,18 @@ def test_positions_of_the_former_version(path: Path) -> None:
     assert reader.look() == []
     append(path, rows(2))
     assert reader.look() == ["2"]
+
+
+def test_a_dry_run_shows_what_would_be_sent(path: Path) -> None:
+    """--dry-run : les lignes en JSON, les refus avec leur raison, sans Kafka ; un fichier illisible est dit."""
+    append(path, "2\n3,Pau\n4,sans fin de ligne")
+    command = [sys.executable, "producer.py", "--dry-run", str(path)]
+    options: dict[str, Any] = {"cwd": ROOT / "exercice1", "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, env=os.environ | {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, **options)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["1", "3", "4"]
+    assert "ligne 3) : 1 champ au lieu de 2" in done.stderr
+    assert "Partiraient : 3 lignes, 1 lettres mortes" in done.stderr
+    path.write_bytes(b"\x1f\x8b\x08")
+    done = subprocess.run(command, check=False, **options)
+    assert (done.returncode, "gzip" in done.stderr) == (1, True)
