@@ -111,6 +111,7 @@ class Follower:
         self._size = 0
         self._unconfirmed = False
         self._disturbed = False  # ce qui est déjà lu a changé
+        self._just_opened = False  # son nom vient de nous mener à lui
         self._fresh = True  # rien n'a encore été cherché depuis le démarrage
         self._grown_at = self._retry_at = self._unsettled_at = self._seen_at = 0.0
         self._seen: tuple[int, ...] = ()
@@ -328,7 +329,8 @@ class Follower:
             if stat.st_mtime_ns != self._mtime:
                 self.refused = None
             self.settling, self._mtime, self._size = False, stat.st_mtime_ns, stat.st_size
-            self._since = max(self._since, self._mtime)
+            if self._just_opened:
+                self._since, self._just_opened = max(self._since, self._mtime), False
         if self.refused:
             return None
         if self.once and self._limit is None:
@@ -517,6 +519,7 @@ class Follower:
                 self._current, self._retry_at = None, now + MISSING_SECONDS
             return
         if identity_of(stat) == current.identity:
+            self._since = max(self._since, self._mtime)  # et non quand on écrit encore dans un fichier renommé
             waiting = current.pending or (not current.marks and stat.st_size)
             if waiting and now - self._grown_at > HINT_SECONDS and not self.settling and not self.refused:
                 self._say(current.hint(self.path))
@@ -601,6 +604,7 @@ class Follower:
             before.file.close()
         self._current, self._mtime, self._size, self.refused, self._said = current, 0, 0, None, ""
         self.settling = self._disturbed = self._sure = False
+        self._just_opened = True
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:
         """Dit une chose, sans la répéter tant que rien d'autre n'est dit."""
