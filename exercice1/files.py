@@ -11,7 +11,7 @@ from typing import BinaryIO
 from commun.csv_header import Header
 from commun.systems import reason
 from exercice1 import rotation
-from exercice1.fingerprint import Identity, Saved, identity_of
+from exercice1.fingerprint import Identity, Saved, identity_of, still_true
 from exercice1.follow import ROTATE_WAIT, Follower, Known, known_in
 from exercice1.reading import Format, open_regular
 
@@ -200,8 +200,18 @@ class Files:
                 return None
             if (known := origin.rows_in(file))[0]:
                 return known
+        for saved in self._former_origins(path):
+            if len(kept := still_true(file, saved.marks)) > 1:
+                return kept, saved.bare
         return (), False
 
     def header_of(self, path: Path) -> Header | None:
         """L'en-tête du fichier suivi dont ``path`` porte le nom, tourné."""
-        return next((origin.header for origin in self._origins(path) if origin.header), None)
+        followed = [origin.header for origin in self._origins(path)]
+        former = [Header(saved.names, saved.delimiter) for saved in self._former_origins(path) if saved.names]
+        return next((header for header in (*followed, *former) if header), None)
+
+    def _former_origins(self, path: Path) -> list[Saved]:
+        """Ce que Kafka a retenu de fichiers dont ``path`` porte le nom, tourné, et qui ne sont plus là."""
+        paths = (path.with_name(name) for name in sorted(rotation.origins(path.name)))
+        return [self.elsewhere[path] for path in paths if path in self.elsewhere]
