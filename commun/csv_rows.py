@@ -230,11 +230,6 @@ class RowParser(Generic[T]):
                 place.offset + len(taken), place.lines + taken.count(b"\n"), torn=not taken.endswith(b"\n")
             )
 
-    @property
-    def open_quote(self) -> bool:
-        """Vrai si l'inachevé s'arrête dans un guillemet ouvert."""
-        return self._inside > 0
-
 
 class Utf16Parser(Generic[T]):
     """Le même, pour un fichier en UTF-16 : il est lu en UTF-8, et chaque place est rendue en octets du fichier."""
@@ -258,11 +253,6 @@ class Utf16Parser(Generic[T]):
         boundaries, taken = list(map(in_file, chunk.boundaries)), raw_of(chunk.taken, encoding)
         self.place, self.pending = in_file(chunk.place), self.pending[len(taken) :]
         return Chunk(self.place, chunk.numbers, chunk.values, rejected, taken, boundaries)
-
-    @property
-    def open_quote(self) -> bool:
-        """Voir RowParser.open_quote."""
-        return self._inner.open_quote
 
 
 Parser = RowParser[T] | Utf16Parser[T]

@@ -98,8 +98,7 @@ class Files:
 
     def _origins(self, path: Path) -> list[Follower]:
         """Les fichiers suivis dont ``path`` porte le nom, tourné."""
-        paths = (path.with_name(name) for name in sorted(rotation.origins(path.name)))
-        return [self.followers[path] for path in paths if path in self.followers]
+        return [self.followers[origin] for origin in _origin_paths(path) if origin in self.followers]
 
     # --- Les suivre ---
 
@@ -213,5 +212,9 @@ class Files:
 
     def _former_origins(self, path: Path) -> list[Saved]:
         """Ce que Kafka a retenu de fichiers dont ``path`` porte le nom, tourné, et qui ne sont plus là."""
-        paths = (path.with_name(name) for name in sorted(rotation.origins(path.name)))
-        return [self.elsewhere[path] for path in paths if path in self.elsewhere]
+        return [self.elsewhere[origin] for origin in _origin_paths(path) if origin in self.elsewhere]
+
+
+def _origin_paths(path: Path) -> list[Path]:
+    """Les chemins dont ``path`` peut être ce qu'ils deviennent en tournant."""
+    return [path.with_name(name) for name in sorted(rotation.origins(path.name))]

@@ -128,8 +128,11 @@ class Follower:
     @property
     def reading(self) -> set[Identity]:
         """Les fichiers ouverts."""
-        files = [left.file for left in self._left] + ([self._current] if self._current else [])
-        return {file.identity for file in files}
+        return {file.identity for file in self._files}
+
+    @property
+    def _files(self) -> list[OpenCsv]:
+        return [item.file for item in self._left] + ([self._current] if self._current else [])
 
     def known(self, inode: int) -> Iterator[Known]:
         """Ce qui a été lu sous ce numéro."""
@@ -137,7 +140,7 @@ class Follower:
         for past in self.past:
             if past.inode == inode:
                 yield (past.mark,), past.bare
-        for file in [item.file for item in self._left] + ([self._current] if self._current else []):
+        for file in self._files:
             if file.inode == inode:
                 yield tuple(file.marks), file.bare
 
@@ -273,10 +276,8 @@ class Follower:
 
     def close(self) -> None:
         """Ferme les fichiers ; la lecture suivante les rouvrira."""
-        for item in self._left:
-            item.file.file.close()
-        if self._current:
-            self._current.file.close()
+        for file in self._files:
+            file.file.close()
         self._current, self._left = None, []
 
     def sleep(self) -> None:
@@ -310,11 +311,8 @@ class Follower:
         """Un fichier quitté est lu jusqu'au bout : il est fermé, et sa place retenue."""
         if not self._current and item.file.inode == self.saved.inode:
             self.saved = self.snapshot()
-        item.file.file.close()
         self._left.remove(item)
-        if item.file.marks:
-            kept = [past for past in self.past if past.inode != item.file.inode]
-            self.past = (*kept, Past(item.file.inode, item.file.marks[-1], item.file.bare))[-PAST_FILES:]
+        self._drop(item.file)
 
     def _read_on(self, current: OpenCsv, now: float, final: bool) -> Rows | None:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
@@ -565,6 +563,7 @@ class Follower:
         self._left.append(Left(file, now + self.rotate_wait))
 
     def _drop(self, file: OpenCsv) -> None:
+        """Ferme un fichier, et retient sa place."""
         if file.marks:
             kept = [past for past in self.past if past.inode != file.inode]
             self.past = (*kept, Past(file.inode, file.marks[-1], file.bare))[-PAST_FILES:]

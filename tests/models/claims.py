@@ -11,7 +11,6 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -20,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from commun import exactly_once
 from commun.exactly_once import Aborted, Positions
+from tests.models.histories import play
 
 TOPIC = "t"
 ROWS = 12
@@ -383,10 +383,4 @@ if __name__ == "__main__":
             [sys.executable, "-m", "tests.models.claims", *sys.argv[1:]],
             os.environ | {"PYTHONHASHSEED": "0"},
         )
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    seeds = range(first, first + int(sys.argv[1]))
-    with ProcessPoolExecutor() as pool:
-        faults = [fault for fault in pool.map(live, seeds, chunksize=20) if fault]
-    print(*faults[:12], sep="\n")
-    print(f"{len(seeds)} histoires, {len(faults)} fautes.")
-    sys.exit(bool(faults))
+    play(live, "histoires")

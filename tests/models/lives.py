@@ -10,12 +10,10 @@ import logging
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from commun.exactly_once import Aborted, Recovered
 from exercice1.files import Files
 from exercice1.reading import Format
 from exercice1.sending import Sender
+from tests.models.histories import play
 
 HEADER = "id,texte\n"
 EVENTS = 25
@@ -435,10 +434,4 @@ class Say(logging.Handler):
 
 
 if __name__ == "__main__":
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    seeds = range(first, first + int(sys.argv[1]))
-    with ProcessPoolExecutor() as pool:
-        faults = [fault for fault in pool.map(live, seeds, chunksize=10) if fault]
-    print(*faults[:12], sep="\n\n")
-    print(f"{len(seeds)} vies, {len(faults)} fautes.")
-    sys.exit(bool(faults))
+    play(live, "vies")
