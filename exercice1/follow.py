@@ -257,8 +257,10 @@ class Follower:
         for item in opened:
             marks, bare = places.get(item.file.inode, ((), False))
             mine = current is item.file and saved.inode in (None, item.file.inode)
-            if not marks or not (mine or matches(item.file.file, marks[-1])):  # pas encore lu quand ``saved`` l'était
-                marks, bare = item.file.start, item.file.bare and bool(item.file.start)
+            start = item.file.start
+            further = bool(start and marks) and start[-1].offset > marks[-1].offset  # un autre nom l'avait lu plus loin
+            if not marks or not (mine or (matches(item.file.file, marks[-1]) and not further)):
+                marks, bare = start, item.file.bare and bool(start)  # pas encore lu quand ``saved`` l'était
             if mine:
                 self._follow(item.file.again(marks, bare=bare))
             elif current is item.file and self._names(item.file):
