@@ -50,6 +50,12 @@ hypothesis.settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Les fichiers les plus longs d'abord : les deux processus finissent ensemble."""
+    folders = ("faults", "integration", "docs", "models", "unit")
+    items.sort(key=lambda item: folders.index(item.path.parent.name))
+
+
 def services(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     """Exécute « python -m services … » sur la pile des tests."""
     return subprocess.run(

@@ -11,13 +11,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
@@ -93,8 +94,9 @@ def wait_until(condition: Callable[[], bool], timeout: float = 60, explain: Call
 class Scripts:
     """Les scripts d'un exercice, lancés depuis leur dossier, sur un topic tout neuf."""
 
-    def __init__(self, exercise: str, env: dict[str, str]) -> None:
+    def __init__(self, exercise: str, topic: str, env: dict[str, str]) -> None:
         self.folder = ROOT / exercise
+        self.topic = topic  # ses autres topics portent ce nom, et une suite
         # Un script qui oublie de fermer quelque chose le dit, et le test échoue.
         self.env = os.environ | {"PYTHONWARNINGS": "default"} | env
         self.running: list[Running] = []
@@ -121,9 +123,14 @@ class Scripts:
         return output
 
     def close(self) -> None:
-        """Termine les scripts encore en marche."""
+        """Termine les scripts encore en marche, et efface leurs topics : chacun coûte aux brokers jusqu'à la fin."""
         for script in self.running:
             script.stop(signal.SIGKILL)
+        admin = AdminClient(admin_config(client_config({})))
+        with suppress(KafkaException):  # l'essai a laissé Kafka arrêté
+            names = [name for name in admin.list_topics(timeout=20).topics if self.topic in name]
+            for done in (admin.delete_topics(names) if names else {}).values():
+                done.result(20)
 
     @staticmethod
     def messages(topic: str, isolation: str = "read_committed") -> list[Message]:
@@ -141,10 +148,10 @@ class CsvLab(Scripts):
     """Un exercice 1 tout neuf : un topic, un groupe, un dossier et un fichier ``path`` à lui."""
 
     def __init__(self, folder: Path) -> None:
-        self.topic = f"csv-test-{uuid.uuid4().hex[:8]}"
+        topic = f"csv-test-{uuid.uuid4().hex[:8]}"
         self.path = folder / "ventes.csv"
-        files = {"CSV_TOPIC": self.topic, "CSV_GROUP": f"{self.topic}-group", "CSV_FILES": str(self.path)}
-        super().__init__("exercice1", files)
+        files = {"CSV_TOPIC": topic, "CSV_GROUP": f"{topic}-group", "CSV_FILES": str(self.path)}
+        super().__init__("exercice1", topic, files)
 
     def write(self, text: str, path: Path | None = None) -> None:
         """Ajoute du texte à la fin du fichier."""
@@ -172,14 +179,14 @@ class BankLab(Scripts):
     """Un exercice 2 tout neuf : ses topics et son groupe à lui."""
 
     def __init__(self) -> None:
-        self.topic = f"transactions-test-{uuid.uuid4().hex[:8]}"
-        self.output = f"{self.topic}-validees"
-        self.windows, self.alerts = f"{self.topic}-fenetres", f"{self.topic}-alertes"
+        topic = f"transactions-test-{uuid.uuid4().hex[:8]}"
+        self.output = f"{topic}-validees"
+        self.windows, self.alerts = f"{topic}-fenetres", f"{topic}-alertes"
         names = {
-            "TOPIC": self.topic, "VALIDEES": self.output, "GROUP": f"{self.topic}-group",
+            "TOPIC": topic, "VALIDEES": self.output, "GROUP": f"{topic}-group",
             "FENETRES": self.windows, "ALERTES": self.alerts,
         }  # fmt: skip
-        super().__init__("exercice2", {f"TRANSACTIONS_{name}": value for name, value in names.items()})
+        super().__init__("exercice2", topic, {f"TRANSACTIONS_{name}": value for name, value in names.items()})
 
     def generate(self, count: int, *options: str) -> str:
         """producer_resilient.py au plus vite."""
@@ -233,12 +240,10 @@ class Lab(Scripts):
     """Un exercice 3 tout neuf : topic, groupe et dossier à lui, bases vides."""
 
     def __init__(self, folder: Path) -> None:
-        self.topic = f"ventes-test-{uuid.uuid4().hex[:8]}"
+        topic = f"ventes-test-{uuid.uuid4().hex[:8]}"
         self.exports = folder / "exports"
-        super().__init__(
-            "exercice3",
-            {"VENTES_TOPIC": self.topic, "VENTES_GROUP": f"{self.topic}-group", "EXPORT_DIR": str(self.exports)},
-        )
+        names = {"VENTES_TOPIC": topic, "VENTES_GROUP": f"{topic}-group", "EXPORT_DIR": str(self.exports)}
+        super().__init__("exercice3", topic, names)
         self.client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri(), serverSelectionTimeoutMS=20_000)
         self.client.admin.command("ping")
         refuse_foreign("PORT_MONGO", (self.client.address or ("", 0))[1])

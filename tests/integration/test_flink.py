@@ -74,7 +74,8 @@ def test_each_row_once_whatever_dies(bank_lab: BankLab, flink: str) -> None:
         Producer({"bootstrap.servers": bootstrap_servers()}), bank_lab.topic, PARTITIONS,
         datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=30),
     )  # fmt: skip
-    wait_until(flink_reads_to_end(client_config({}), Case(bank_lab.topic, PARTITIONS, "compte")), 90)
+    ended = flink_reads_to_end(client_config({}), Case(bank_lab.topic, PARTITIONS, "compte"))
+    wait_until(ended, 90, lambda: services("logs", "jobmanager").stdout)
     assert rows(bank_lab.messages(flink)) == {"HOP": by_monitor(bank_lab), "OVER": by_monitor(bank_lab, "event")}
 
 

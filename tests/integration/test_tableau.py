@@ -12,7 +12,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -24,6 +24,7 @@ import psycopg2
 import pytest
 import streamlit
 from PIL import Image
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect, sync_playwright
 from psycopg2.extras import execute_values
 from streamlit.testing.v1 import AppTest
@@ -585,9 +586,15 @@ def test_in_a_real_browser(lab: Lab, sales: list[Vente], preview: tuple[Running,
         width = screen.evaluate("document.documentElement.scrollWidth")
         insert(list(islice(generate(9, lambda: END, 30), 11)))
         expect(screen.get_by_text(number(COUNT + 11, ""), exact=True)).to_be_visible(timeout=60_000)
-        screen.get_by_role("combobox", name="Région").click()
-        screen.get_by_role("option", name="Suisse").click()
-        expect(screen).to_have_url(re.compile("region=Suisse"), timeout=60_000)
+
+        def chosen() -> bool:  # la page se redessine sans cesse, et peut avaler un clic
+            with suppress(AssertionError, PlaywrightTimeout):
+                screen.get_by_role("combobox", name="Région").fill("Suisse", timeout=5_000)
+                screen.get_by_role("option", name="Suisse").click(timeout=5_000)
+                expect(screen).to_have_url(re.compile("region=Suisse"), timeout=5_000)
+            return "region=Suisse" in screen.url
+
+        wait_until(chosen)
         browser.close()
     assert width <= 390
     assert running.stop() == 0
