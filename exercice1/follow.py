@@ -329,8 +329,9 @@ class Follower:
             if stat.st_mtime_ns != self._mtime:
                 self.refused = None
             self.settling, self._mtime, self._size = False, stat.st_mtime_ns, stat.st_size
-            if self._just_opened:
-                self._since, self._just_opened = max(self._since, self._mtime), False
+            if self._just_opened and self._names(current):  # après une annulation, un autre a pu prendre son nom
+                self._since = max(self._since, self._mtime)
+            self._just_opened = False
         if self.refused:
             return None
         if self.once and self._limit is None:

@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from tests.models.histories import play
 
 HEADER = "id,texte\n"
 EVENTS = 25
+DAWN = 1_800_000_000  # l'heure qu'il est quand ``now`` vaut zéro
 
 
 class NoStop:
@@ -137,9 +137,10 @@ class Life:
             (self.folder / "f.csv").symlink_to(self.path)
         self.pattern = self.names[0].endswith("*")
         self.kafka = Kafka()
-        self.number = self.turn = 0
+        self.number = self.turn = self.writes = 0
         self.least: Counter[str] = Counter()  # combien de fois chaque ligne doit être dans Kafka, au moins…
         self.most: Counter[str] = Counter()  # … et au plus
+        self.final: list[str] = []  # des lignes qui doivent être lues telles quelles, quel qu'en soit le nombre
         self.half = ""
         self.unseen = True  # le contenu présent n'a pas encore été regardé
         self.header = True  # le fichier présent a son en-tête
@@ -159,7 +160,7 @@ class Life:
         """Cherche les fichiers, et règle l'horloge murale de chacun."""
         self.reader.scan(anew=False)
         for follower in self.reader.files.followers.values():
-            follower.wall = lambda: time.time() + self.now - 1000.0
+            follower.wall = lambda: self.wall
 
     def look(self, seconds: float, *, fail: bool = False) -> None:
         """Le lecteur tourne pendant ``seconds`` secondes."""
@@ -185,13 +186,18 @@ class Life:
         )
         with path.open(mode, encoding="utf-8", newline="") as file:
             file.write(text)
-        if self.coarse:
-            self.age(path)
+        self.date(path)
 
-    def age(self, path: Path) -> None:
-        """Un système de fichiers qui ne compte que par deux secondes."""
-        stamp = int(time.time() + self.now - 1000.0) // 2 * 2
-        os.utime(path, (stamp, stamp))
+    @property
+    def wall(self) -> float:
+        """L'heure qu'il est."""
+        return DAWN + self.now
+
+    def date(self, path: Path) -> None:
+        """Ce fichier vient d'être écrit ; certains systèmes de fichiers ne comptent que par deux secondes."""
+        self.writes += 1
+        stamp = int(self.wall) // 2 * 2 * 10**9 if self.coarse else int(self.wall * 10**9) + self.writes
+        os.utime(path, ns=(stamp, stamp))
 
     def row(self, *, must: bool = True) -> str:
         """Une ligne nouvelle ; ``must`` : elle doit arriver."""
@@ -267,14 +273,14 @@ class Life:
             self._write(self.path, self.row(must=self.path.stat().st_size > len(HEADER)))
         shutil.copy(self.path, copy)
         self.say("copié", copy.name)
-        if self.coarse:
-            self.age(copy)
+        self.date(copy)
         if self.dice.random() < 0.2:
             self._write(self.path, self.row(must=False))  # entre la copie et le vidage : perdue, ou non
         if self.dice.random() < 0.3:
             self.scan()
         size = self.path.stat().st_size
         os.truncate(self.path, 0)
+        self.date(self.path)
         self.say("vidé")
         if self.dice.random() < 0.5:
             self.look(1.5)
@@ -307,8 +313,7 @@ class Life:
                 name = line.split(",")[0]
                 if name.isdigit() and name in self.most:
                     self.most[name] += 1
-            same_size = lines[at][:-1] + ("x" if lines[at][-1] != "x" else "y")
-            lines[at] = same_size if self.dice.random() < 0.5 else lines[at] + "modifiée"
+            lines[at] = _turned(lines[at]) if self.dice.random() < 0.5 else lines[at] + "modifiée"
             text = "\n".join(lines)
             self.least[lines[at].split(",")[0]] += 1
         match self.dice.choice(["replace", "in place", "backup"]):
@@ -318,6 +323,12 @@ class Life:
                 new.replace(self.path)
             case "in place":
                 self._write(self.path, text, "w")
+                if how == "change" and self.dice.random() < 0.5:  # changé de nouveau, à la même date peut-être
+                    self.look(self.dice.choice([0.2, 0.6]))
+                    lines[at] = _turned(lines[at])
+                    self.final.append(lines[at])
+                    self.most.update(name for line in lines if (name := line.split(",")[0]) in self.most)
+                    self._write(self.path, "\n".join(lines), "w")
             case _:
                 backup = self.path.with_name("f.csv~")
                 self.path.rename(backup)
@@ -401,7 +412,15 @@ class Life:
         twice = [name for name, count in seen.items() if count > self.most[name]]
         assert not lost, f"perdues : {lost}"
         assert not twice, f"en trop : {[(name, seen[name], self.most[name]) for name in twice]}"
+        texts = {f"{row['id']},{row['texte']}" for row in self.kafka.rows}
+        unseen = [line for line in self.final if line not in texts]
+        assert not unseen, f"jamais lues : {unseen}"
         assert not self.kafka.letters, f"lettres mortes : {self.kafka.letters}"
+
+
+def _turned(line: str) -> str:
+    """La même ligne, de même taille, dont le dernier caractère a changé."""
+    return line[:-1] + ("x" if line[-1] != "x" else "y")
 
 
 def live(seed: int) -> str:

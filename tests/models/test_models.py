@@ -1,4 +1,4 @@
-"""Des vies de fichiers au hasard ; « make lives » en vit vingt mille."""
+"""Des histoires au hasard, et les fautes d'autrefois que les modèles doivent voir ; « make lives » en vit davantage."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from commun.settings import ROOT
+from tests.models.put_back import FAULTS, search
 
 COUNTS = {"lives": ("LIVES", "400", "vies"), "claims": ("CLAIMS", "500", "histoires")}
 
@@ -20,3 +21,9 @@ def test_any_history(model: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} {word}, 0 fautes." in done.stdout
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_put_back_is_found(fault: str) -> None:
+    """Le modèle voit chaque faute d'autrefois, remise dans le vrai code."""
+    assert search(fault)
