@@ -89,8 +89,9 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2 && ../$(BIN)/python compare_windows.py
 
-lives: $(VENV)/installed-dev  ## vingt mille vies de fichiers au hasard, devant le lecteur de l'exercice 1
+lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, puis cent sur Kafka
 	$(BIN)/python -m tests.models.lives 20000
+	$(BIN)/python -m tests.models.kafka_lives 100
 
 MUTANTS ?=
 mutants: $(VENV)/installed-dev  ## casse un à un les modules purs : un test doit échouer (long ; un seul : MUTANTS='exercice3.rows*')

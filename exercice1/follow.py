@@ -320,8 +320,9 @@ class Follower:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
         stat = os.fstat(current.file.fileno())
         if stat.st_mtime_ns != self._mtime or not self._sure or stat.st_size < self._size:
-            self._sure = self.wall() - stat.st_mtime > TICK_SECONDS
+            old = self.wall() - stat.st_mtime > TICK_SECONDS
             self._disturbed = not current.same_content()
+            self._sure = old and not self._disturbed
             if self._disturbed:
                 if not self._unconfirmed and self._settled(now, stat):
                     self._restart(current.file, current.marks, "a changé" if stat.st_size else "a été vidé", now)

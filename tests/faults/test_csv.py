@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import client_config, ensure_topics
+from commun.settings import ROOT
 from exercice1.files import Files
 from exercice1.fingerprint import Saved
 from exercice1.reading import Format
@@ -195,3 +198,11 @@ def new_sender(lab: CsvLab) -> Sender:
     """Un producteur dans ce processus."""
     files = Files([str(lab.path)], Format())
     return Sender(files, Positions(client_config({}), lab.topic, NeverStopped()), lab.topic, NeverStopped())
+
+
+def test_lives_on_kafka(stack: None) -> None:
+    """Deux vies du modèle sur un vrai Kafka, lecteurs tués et barrés ; « make lives » en vit cent."""
+    command = [sys.executable, "-m", "tests.models.kafka_lives", os.environ.get("KAFKA_LIVES", "2")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 fautes." in done.stdout

@@ -164,15 +164,18 @@ class Life:
 
     def look(self, seconds: float, *, fail: bool = False) -> None:
         """Le lecteur tourne pendant ``seconds`` secondes."""
-        self.reader.positions.producer.fail = fail  # type: ignore[attr-defined]
         self.say("regarde", seconds, "en échec" * fail)
         end = self.now + seconds
         while self.now < end:
             self.scan()
             for _ in range(3):
-                self.reader.send()
+                self.send(fail=fail)
                 self.now += 0.15
-        self.reader.positions.producer.fail = False  # type: ignore[attr-defined]
+
+    def send(self, *, fail: bool) -> None:
+        """Une transaction du lecteur ; ``fail`` : Kafka l'annule."""
+        self.reader.positions.producer.fail = fail  # type: ignore[attr-defined]
+        self.reader.send()
 
     def say(self, *words: object) -> None:
         """Ce qui se passe, pour qui rejoue une graine."""
@@ -381,10 +384,14 @@ class Life:
 
     def crash(self) -> None:
         """Tué ; relancé plus tard."""
-        self.reader.files.close()
+        self.kill()
         self.now += self.dice.choice([0.0, 1.0, 60.0])
         self.reader = self.new_reader()
         self.unseen = True
+
+    def kill(self) -> None:
+        """Il ne lit plus, et n'a rien pu dire."""
+        self.reader.files.close()
 
     # --- Vivre, et compter ---
 
@@ -401,8 +408,12 @@ class Life:
             event()
         self.ready()
         self.look(20.0)
-        self.reader.files.close()
+        self.reader.close()
         self.count()
+
+    def close(self) -> None:
+        """Rien ne reste ouvert."""
+        self.reader.files.close()
 
     def count(self) -> None:
         """Chaque ligne, le nombre de fois qu'il faut ; jamais sous d'autres noms de colonnes."""
@@ -423,21 +434,26 @@ def _turned(line: str) -> str:
     return line[:-1] + ("x" if line[-1] != "x" else "y")
 
 
-def live(seed: int) -> str:
-    """Une vie ; ce qui n'y est pas allé, ou rien."""
+def run(seed: int, kind: type[Life] = Life) -> tuple[Life, str]:
+    """Une vie, et ce qui n'y est pas allé, ou rien."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    life = Life(seed, folder)
+    life = kind(seed, folder)
     logger = logging.getLogger("pipeline")
     logger.handlers, logger.propagate = [Say(life)], False
     logger.setLevel(logging.INFO)
     try:
         life.live()
     except Exception as error:
-        return f"graine {seed}, {life.names} : {type(error).__name__} {error}\n  " + "\n  ".join(life.log)
+        return life, f"graine {seed}, {life.names} : {type(error).__name__} {error}\n  " + "\n  ".join(life.log)
     finally:
-        life.reader.files.close()
+        life.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return ""
+    return life, ""
+
+
+def live(seed: int) -> str:
+    """Ce qui n'est pas allé dans la vie de cette graine, ou rien."""
+    return run(seed)[1]
 
 
 class Say(logging.Handler):
