@@ -11,6 +11,8 @@ from confluent_kafka import ConsumerGroupState, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from commun.exactly_once import POSITIONS_CONFIG
+from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers
 from tests.lab import CsvLab, bar, headers, take_place, wait_until
 
@@ -266,3 +268,28 @@ def test_ctrl_c_leaves_the_group_at_once(filled: CsvLab) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers()})
     group = filled.env["CSV_GROUP"]
     assert admin.describe_consumer_groups([group])[group].result().state == ConsumerGroupState.EMPTY
+
+
+def test_topics_of_the_former_version(csv_lab: CsvLab) -> None:
+    """Un topic rempli par la version d'avant (enregistré tel quel), puis cette version-ci : rien ne repart."""
+    folder = csv_lab.path.parent
+    texts = {"v.csv": "id,nom\n3,c\n", "v.csv.1": 'id,nom\n1,Île\n2,"a\nb"\n', "w.csv": "id,nom\n7,x\n"}
+    names = {"{dossier}": str(folder)}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        names[f'"inode {name}"'] = str((folder / name).stat().st_ino)
+    topics = [NewTopic(csv_lab.topic, 1, 3), NewTopic(f"{csv_lab.topic}-positions", 1, 3, config=POSITIONS_CONFIG)]
+    ensure_topics(client_config({}), *topics)
+    producer = Producer(client_config({"acks": "all"}))
+    for line in (ROOT / "tests" / "data" / "positions_former.jsonl").read_text(encoding="utf-8").splitlines():
+        key, value = json.loads(line)
+        for word, real in names.items():
+            key, value = key.replace(word, real), value.replace(word, real)
+        producer.produce(topics[1].topic, value, key)
+    assert producer.flush(30) == 0
+    command = ("--once", f"{folder}/v.csv*", str(folder / "w.csv"))
+    assert "Lignes envoyées : 0, lettres mortes : 0" in csv_lab.run("producer", *command)
+    for number, name in enumerate(texts, start=10):
+        csv_lab.write(f"{number},neuf\n", folder / name)
+    csv_lab.run("producer", *command)
+    assert sorted(csv_lab.column()) == ["10", "11", "12"]
