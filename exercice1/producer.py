@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from confluent_kafka.cimpl import NewTopic
@@ -37,8 +38,9 @@ from commun.systems import reason
 from exercice1 import json_rows
 from exercice1.files import Files
 from exercice1.follow import ROTATE_WAIT
+from exercice1.progress import Progress
 from exercice1.reading import Format, OpenCsv, open_regular
-from exercice1.sending import Sender
+from exercice1.sending import Counts, Sender
 from exercice1.topic import MESSAGE_BYTES, PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
 log = logging.getLogger("pipeline")
@@ -63,19 +65,21 @@ PRODUCER_CONFIG = {
 GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.report.only.error")
 
 
-def watch(sender: Sender, stop: Stop, *, anew: bool) -> None:
+def watch(sender: Sender, stop: Stop, *, anew: bool, progress: Progress | None) -> None:
     """Sans fin : ce qui est nouveau part, puis on attend un peu."""
     scan_at = report_at = 0.0
-    reported = (0, 0)
+    reported = Counts()
     while not stop:
         now = time.monotonic()
         if now >= scan_at:
             sender.scan(anew=anew and not scan_at)  # un fichier trouvé plus tard a pu être lu sous un autre nom
             scan_at = now + SCAN_SECONDS
         sender.send()
-        if (counts := (sender.sent, sender.rejected)) != reported and now >= report_at:
-            reported, report_at = counts, now + REPORT_SECONDS
-            log.info("Lignes envoyées : %s, lettres mortes : %s.", *map(french_number, counts))
+        if sender.total != reported and now >= report_at:
+            reported, report_at = replace(sender.total), now + REPORT_SECONDS
+            log.info("%s.", sender.total)
+        if progress and now >= progress.next_at:
+            progress.show(now)
         stop.wait(POLL_SECONDS)
 
 
@@ -187,6 +191,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
                   help="secondes pendant lesquelles un fichier renommé est encore lu")  # fmt: skip
     parser.option("--dry-run", action="store_true",
                   help="sans Kafka : montre ce qui partirait, et pourquoi le reste serait refusé")  # fmt: skip
+    parser.option("--progress", type=positive(float), metavar="S",
+                  help="toutes les S secondes, où en est chaque fichier : table dans un terminal, sinon JSON",
+                  )  # fmt: skip
     parser.option("--from-start", action="store_true", help="renvoie tout depuis le début des fichiers")
     parser.option("--once", action="store_true", help="envoie ce qui est là, puis s'arrête")
     args = parser.parse(argv)
@@ -213,12 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
     with closing(Sender(files, Positions(config, args.topic, stop), args.topic, stop)) as sender:
-        (send_once if args.once else watch)(sender, stop, anew=args.from_start)
-    log.info(
-        "Terminé. Lignes envoyées : %s, lettres mortes : %s.",
-        french_number(sender.sent),
-        french_number(sender.rejected),
-    )
+        if args.once:
+            send_once(sender, stop, anew=args.from_start)
+        else:
+            watch(sender, stop, anew=args.from_start, progress=args.progress and Progress(sender, args.progress))
+    log.info("Terminé. %s.", sender.total)
     return 0
 
 

@@ -3,10 +3,11 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from commun.cli import Stop
+from commun.cli import Stop, french_number
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted, Positions
 from commun.kafka import Headers, dead_letter_headers
@@ -21,13 +22,32 @@ TRANSACTION_SECONDS = 0.5  # une transaction dure au plus ce temps : ce qu'un gr
 DETAILED_REJECTS = 5  # refus détaillés dans le journal, par morceau de fichier
 
 
+@dataclass
+class Counts:
+    """Lignes et lettres mortes d'un fichier."""
+
+    sent: int = 0
+    rejected: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Compte aussi ceux de ``other``."""
+        self.sent += other.sent
+        self.rejected += other.rejected
+
+    def __str__(self) -> str:
+        return f"Lignes envoyées : {french_number(self.sent)}, lettres mortes : {french_number(self.rejected)}"
+
+
 class Sender:
-    """Envoie ce qui est nouveau dans des fichiers. ``sent``, ``rejected`` : lignes et lettres mortes confirmées."""
+    """Envoie ce qui est nouveau dans des fichiers.
+
+    ``total``, ``counts`` : les lignes et les lettres mortes confirmées, en tout et de chaque fichier.
+    """
 
     def __init__(self, files: Files, positions: Positions, topic: str, stop: Stop) -> None:
         self.files, self.positions, self.topic, self.stop = files, positions, topic, stop
         self.producer = positions.producer
-        self.sent = self.rejected = 0
+        self.total, self.counts = Counts(), dict[Path, Counts]()
         self.clock: Callable[[], float] = time.monotonic
         files.elsewhere = {Path(os.fsdecode(key)): Saved.decode(value) for key, value in positions.all().items()}
 
@@ -59,25 +79,24 @@ class Sender:
 
     def send(self, *, final: bool = False) -> bool:
         """Une transaction : ce qui est nouveau dans les fichiers ; faux s'il n'y avait rien."""
-        start, touched, sent, rejected = self.clock(), dict[Follower, None](), 0, 0
+        start, touched = self.clock(), dict[Follower, Counts]()
         try:
             for follower in self.files.turn(start):
                 while chunk := follower.read(self.clock(), final=final):
-                    touched[follower] = None
+                    counts = touched.setdefault(follower, Counts())
                     self.files.active(follower, start)
                     self._send_rows(follower.path, chunk)
-                    sent, rejected = sent + len(chunk.values), rejected + len(chunk.rejected)
+                    counts.add(Counts(len(chunk.values), len(chunk.rejected)))
                     if self.stop or self.clock() - start > TRANSACTION_SECONDS:
                         break
                 if self.stop or self.clock() - start > TRANSACTION_SECONDS or (touched and self.files.crowded):
                     break
             self._commit(touched)
-            self.sent, self.rejected = self.sent + sent, self.rejected + rejected
         except Aborted as error:
             self._recover(error, touched)
         return bool(touched)
 
-    def _commit(self, touched: dict[Follower, None]) -> None:
+    def _commit(self, touched: dict[Follower, Counts]) -> None:
         """La position de chaque fichier, puis la validation."""
         if not touched:
             self.files.rest()
@@ -89,6 +108,8 @@ class Sender:
         self.producer.commit()
         for follower, place in saved.items():
             follower.confirm(place)
+            for known in (self.total, self.counts.setdefault(follower.path, Counts())):
+                known.add(touched[follower])
         self.files.rest()
 
     def _send_rows(self, path: Path, chunk: Rows) -> None:
@@ -112,7 +133,7 @@ class Sender:
 
     # --- Après un refus : la position écrite dans Kafka fait foi ---
 
-    def _recover(self, error: Aborted, touched: dict[Follower, None] | list[Follower]) -> None:
+    def _recover(self, error: Aborted, touched: Iterable[Follower]) -> None:
         """Annule la transaction ; la lecture reprend à la position confirmée de chaque fichier."""
         log.info("Transaction annulée (%s) : je reprends à la dernière position confirmée.", error)
         lost, positions = self.positions.recover()

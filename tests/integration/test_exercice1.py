@@ -74,6 +74,23 @@ def test_what_is_not_csv_becomes_a_dead_letter(csv_lab: CsvLab) -> None:
     assert "Lignes envoyées : 2, lettres mortes : 3." in output
 
 
+def test_progress_of_each_file(csv_lab: CsvLab) -> None:
+    """--progress : octets confirmés et présents, lignes, lettres mortes de chaque fichier ; ce qui reste se voit."""
+    csv_lab.write(HEADER + "1,é\n2\n3,inachevée")
+    other = csv_lab.path.with_name("autre.csv")
+    csv_lab.write(HEADER + rows(1, 2, 3), other)
+    producer = csv_lab.start("producer", "--progress", "0.2", str(csv_lab.path), str(other))
+    sizes = csv_lab.path.stat().st_size, other.stat().st_size
+    wanted = {(str(csv_lab.path), 1, 1, sizes[0], len("3,inachevée".encode())), (str(other), 3, 0, sizes[1], 0)}
+
+    def told() -> set[tuple[object, ...]]:
+        shown = map(json.loads, list(producer.out))
+        return {(row["file"], row["rows"], row["dead_letters"], row["size"], row["lag"]) for row in shown}
+
+    wait_until(lambda: wanted <= told(), 60, told)
+    assert producer.stop() == 0
+
+
 def test_a_folder_and_new_files(csv_lab: CsvLab) -> None:
     """Un dossier : ses fichiers, les nouveaux, chacun dans son ordre ; un fichier renommé n'est pas relu."""
     folder = csv_lab.path.parent
