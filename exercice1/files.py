@@ -12,7 +12,7 @@ from commun.csv_header import Header
 from commun.systems import reason
 from exercice1 import rotation
 from exercice1.fingerprint import Identity, Saved, identity_of, still_true
-from exercice1.follow import ROTATE_WAIT, Follower, Known, known_in
+from exercice1.follow import ROTATE_WAIT, Follower, Known, Others, known_in
 from exercice1.reading import Format, open_regular
 
 log = logging.getLogger("pipeline")
@@ -23,7 +23,7 @@ SHARE = 0.05  # … qui ne prennent pas plus que cette part d'un processeur…
 TOUR_SECONDS = 1.0  # … et ne se font jamais attendre plus longtemps
 
 
-class Files:
+class Files(Others):
     """Les fichiers suivis, et ce que l'on sait de chacun (voir follow.Others)."""
 
     def __init__(

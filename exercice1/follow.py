@@ -20,20 +20,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from commun.csv_header import Header, HeaderError
 from commun.csv_rows import Place
 from commun.systems import reason
 from exercice1 import rotation
+from exercice1.changes import Checked, Settling, signature
 from exercice1.fingerprint import PAST_FILES, Identity, Mark, Past, Saved, identity_of, matches, still_true
 from exercice1.reading import Format, OpenCsv, Rows, open_regular
 
 log = logging.getLogger("pipeline")
 
-SETTLE_SECONDS = 0.5  # un fichier réécrit est jugé quand il n'a plus bougé depuis ce temps…
-SETTLE_MAX_SECONDS = 5.0  # … ou au plus tard après celui-ci
-TICK_SECONDS = 2.0  # pas des dates du plus grossier des systèmes de fichiers (FAT)
 MISSING_SECONDS = 0.25  # un fichier absent est cherché moins souvent
 HINT_SECONDS = 2.0  # une dernière ligne inachevée depuis ce temps mérite une explication
 ROTATE_WAIT = 5.0  # secondes pendant lesquelles un fichier renommé est encore lu
@@ -42,39 +40,23 @@ ROTATE_WAIT = 5.0  # secondes pendant lesquelles un fichier renommé est encore 
 Known = tuple[tuple[Mark, ...], bool]  # jusqu'où un fichier est lu ; vrai s'il n'a pas d'en-tête à lui
 
 
-class Others(Protocol):
-    """Ce que l'on sait des autres fichiers suivis."""
+class Others:
+    """Ce que l'on sait des autres fichiers suivis ; ici, aucun. Voir files.Files."""
 
     def available(self, identity: Identity, asking: "Follower") -> bool:
         """Vrai si ``asking`` peut lire ce fichier : nul autre ne le lit, ou il le lui cède."""
-
-    def known(self, inode: int) -> Iterable[Known]:
-        """Tout ce qui a été lu sous ce numéro, sous n'importe quel nom."""
-
-    def copied(self, path: Path, file: BinaryIO) -> Known | None:
-        """Jusqu'où ``file``, qui a le nom ``path``, est la copie d'un fichier lu ; None : attendre pour le dire."""
-
-    def header_of(self, path: Path) -> Header | None:
-        """L'en-tête d'un fichier dont ``path`` porte le nom, tourné : le sien, s'il n'en a pas."""
-
-
-class Alone:
-    """Aucun autre fichier."""
-
-    def available(self, identity: Identity, asking: "Follower") -> bool:
-        """Voir Others."""
         return True
 
     def known(self, inode: int) -> Iterable[Known]:
-        """Voir Others."""
+        """Tout ce qui a été lu sous ce numéro, sous n'importe quel nom."""
         return ()
 
     def copied(self, path: Path, file: BinaryIO) -> Known | None:
-        """Voir Others."""
+        """Jusqu'où ``file``, qui a le nom ``path``, est la copie d'un fichier lu ; None : attendre pour le dire."""
         return (), False
 
     def header_of(self, path: Path) -> Header | None:
-        """Voir Others."""
+        """L'en-tête d'un fichier dont ``path`` porte le nom, tourné : le sien, s'il n'en a pas."""
         return None
 
 
@@ -94,27 +76,21 @@ class Follower:
     """
 
     def __init__(self, path: Path, form: Format, saved: Saved | None = None, others: Others | None = None) -> None:
-        self.path, self.form, self.others = path, form, others or Alone()
+        self.path, self.form, self.others = path, form, others or Others()
         self.rotate_wait = ROTATE_WAIT
         self.once = False  # ne lit que ce qui est là au premier regard
         self.wall: Callable[[], float] = time.time
         self.saved = saved or Saved()
         self.past = self.saved.past
         self.refused: str | None = None  # pourquoi ce fichier n'est pas lu
-        self.settling = False  # vrai pendant qu'on attend qu'un fichier réécrit se calme
         self._current: OpenCsv | None = None
         self._left: list[Left] = []
         self._limit: int | None = None
-        self._mtime = 0  # date du fichier quand son contenu a été vérifié, en nanosecondes
-        self._since = self.saved.mtime  # la même, gardée d'un fichier à l'autre : ce qui est né depuis n'est pas lu
-        self._sure = False  # cette date était alors assez vieille pour qu'on s'y fie
-        self._size = 0
+        self._checked, self._settling = Checked(), Settling()
+        self._since = self.saved.mtime  # sa dernière date sous notre nom : ce qui est né depuis n'est pas lu
         self._unconfirmed = False
-        self._disturbed = False  # ce qui est déjà lu a changé
-        self._just_opened = False  # son nom vient de nous mener à lui
         self._fresh = True  # rien n'a encore été cherché depuis le démarrage
-        self._grown_at = self._retry_at = self._unsettled_at = self._seen_at = 0.0
-        self._seen: tuple[int, ...] = ()
+        self._grown_at = self._retry_at = 0.0
         self._asleep: tuple[int, ...] = ()  # le fichier, quand il a été fermé faute de nouvelles
         self._said = ""
 
@@ -155,6 +131,11 @@ class Follower:
     def bare(self) -> bool:
         """Vrai si le fichier suivi n'a pas d'en-tête à lui."""
         return self._current.bare if self._current else self.saved.bare
+
+    @property
+    def settling(self) -> bool:
+        """Vrai pendant qu'on attend qu'un fichier réécrit ne bouge plus."""
+        return self._settling.waiting
 
     @property
     def idle(self) -> bool:
@@ -201,7 +182,7 @@ class Follower:
             # La fin d'une ligne de l'ancien fichier est attendue avant de lire le nouveau.
             if chunk is None and current is not None and not any(item.file.pending for item in self._left):
                 chunk = self._read_on(current, now, final)
-                quiet = not self._disturbed and not self._unconfirmed
+                quiet = not self._checked.disturbed and not self._unconfirmed
                 if chunk is None and quiet and self._current is current:
                     self._look_at_name(current, now)
             return chunk or self._new_place()
@@ -287,7 +268,7 @@ class Follower:
         if self._current and self.idle:
             stat = os.fstat(self._current.file.fileno())
             self.close()
-            self._asleep = _signature(stat)
+            self._asleep = signature(stat)
 
     # --- Le fichier ouvert ---
 
@@ -319,20 +300,18 @@ class Follower:
     def _read_on(self, current: OpenCsv, now: float, final: bool) -> Rows | None:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
         stat = os.fstat(current.file.fileno())
-        if stat.st_mtime_ns != self._mtime or not self._sure or stat.st_size < self._size:
-            old = self.wall() - stat.st_mtime > TICK_SECONDS
-            self._disturbed = not current.same_content()
-            self._sure = old and not self._disturbed
-            if self._disturbed:
-                if not self._unconfirmed and self._settled(now, stat):
+        if self._checked.doubtful(stat):
+            moved = stat.st_mtime_ns != self._checked.mtime
+            self._checked.note(stat, self.wall(), same=current.same_content())
+            if self._checked.disturbed:
+                if not self._unconfirmed and self._settling.over(now, stat):
                     self._restart(current.file, current.marks, "a changé" if stat.st_size else "a été vidé", now)
                 return None
-            if stat.st_mtime_ns != self._mtime:
+            self._settling.waiting = False
+            if moved:
                 self.refused = None
-            self.settling, self._mtime, self._size = False, stat.st_mtime_ns, stat.st_size
-            if self._just_opened and self._names(current):  # après une annulation, un autre a pu prendre son nom
-                self._since = max(self._since, self._mtime)
-            self._just_opened = False
+                if self._names(current):  # sinon, on écrit dans un fichier renommé
+                    self._since = max(self._since, stat.st_mtime_ns)
         if self.refused:
             return None
         if self.once and self._limit is None:
@@ -366,7 +345,7 @@ class Follower:
             return
         if self._asleep:
             with suppress(OSError):
-                if _signature(os.stat(self.path)) == self._asleep:
+                if signature(os.stat(self.path)) == self._asleep:
                     return
             self._asleep = ()
         self._find_past(now)
@@ -404,7 +383,7 @@ class Follower:
             if seen is None:
                 return False
             known, bare = seen
-            if (marks or other) and not known and (not stat.st_size or not self._settled(now, stat)):
+            if (marks or other) and not known and (not stat.st_size or not self._settling.over(now, stat)):
                 return False
             if other:
                 self._find_missed(file, now)
@@ -514,14 +493,13 @@ class Follower:
         try:
             stat = os.stat(self.path)
         except FileNotFoundError:
-            self.settling = False
+            self._settling.waiting = False
             self._say(f"{self.path} n'est plus là : j'attends son retour.")
             if now - self._grown_at > self.rotate_wait:
                 self._leave(current, now - self.rotate_wait)
                 self._current, self._retry_at = None, now + MISSING_SECONDS
             return
         if identity_of(stat) == current.identity:
-            self._since = max(self._since, self._mtime)  # et non quand on écrit encore dans un fichier renommé
             waiting = current.pending or (not current.marks and stat.st_size)
             if waiting and now - self._grown_at > HINT_SECONDS and not self.settling and not self.refused:
                 self._say(current.hint(self.path))
@@ -552,7 +530,7 @@ class Follower:
             self._leave(current, now)
             self._follow(OpenCsv(new, self.form, known, current.header, bare))
             return True
-        if not stat.st_size or not self._settled(now, stat):
+        if not stat.st_size or not self._settling.over(now, stat):
             return False
         kept = () if renamed else still_true(new, tuple(current.marks))
         if len(kept) > 1:  # un éditeur l'a remplacé : ce qui était inachevé n'est plus
@@ -572,16 +550,6 @@ class Follower:
             kept = [past for past in self.past if past.inode != file.inode]
             self.past = (*kept, Past(file.inode, file.marks[-1], file.bare))[-PAST_FILES:]
         file.file.close()
-
-    def _settled(self, now: float, stat: os.stat_result) -> bool:
-        """Vrai quand un fichier réécrit ne bouge plus : avant, on n'en verrait qu'une partie."""
-        seen = _signature(stat)
-        if not self.settling:
-            self.settling, self._unsettled_at = True, now
-        if seen != self._seen:
-            self._seen, self._seen_at = seen, now
-        self.settling = now - self._seen_at < SETTLE_SECONDS and now - self._unsettled_at < SETTLE_MAX_SECONDS
-        return not self.settling
 
     def _restart(self, file: BinaryIO, marks: Sequence[Mark], what: str, now: float) -> None:
         """Reprend ``file`` après le dernier repère qui y est encore vrai, ou à son début."""
@@ -605,9 +573,8 @@ class Follower:
         before = self._current
         if before and before.file is not current.file and all(item.file is not before for item in self._left):
             before.file.close()
-        self._current, self._mtime, self._size, self.refused, self._said = current, 0, 0, None, ""
-        self.settling = self._disturbed = self._sure = False
-        self._just_opened = True
+        self._current, self._checked, self.refused, self._said = current, Checked(), None, ""
+        self._settling.waiting = False
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:
         """Dit une chose, sans la répéter tant que rien d'autre n'est dit."""
@@ -628,10 +595,6 @@ def known_in(saved: Saved, inode: int) -> Iterator[Known]:
 def _storable(path: str) -> str:
     """Un chemin que JSON sait porter ; vide sinon (un nom qui n'est pas en UTF-8)."""
     return path if os.fsencode(path).decode("utf-8", "ignore") == path else ""
-
-
-def _signature(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _same_bytes(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:

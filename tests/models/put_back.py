@@ -12,7 +12,7 @@ from typing import Any
 
 from commun.exactly_once import Positions
 from commun.settings import ROOT
-from exercice1 import files, follow, reading
+from exercice1 import changes, files, follow, reading
 from tests.models import claims, lives
 
 MOST = 1_000  # histoires ; une faute que tant ne montrent pas n'est pas vue
@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[Callable[[int], str], object, str, object]] = {
     ),
     "deux rotations entre deux regards": (LIVES, follow.Follower, "_find_missed", lambda *_: None),
     "une rotation derrière un lien": (LIVES, follow.Follower, "_folders", lambda self: [Path(self.path)]),
-    "deux écritures à la même date": (LIVES, follow, "TICK_SECONDS", -1e9),
+    "deux écritures à la même date": (LIVES, changes, "TICK_SECONDS", -1e9),
 }  # fmt: skip
 
 
