@@ -1,4 +1,4 @@
-"""Les règles d'une transaction, sa fabrication, et les places d'un consommateur : sans serveur."""
+"""Les règles d'une transaction, sa fabrication, sa lecture dans un fichier : sans serveur."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.deliveries import Deliveries
-from exercice2.offsets import Offsets
 from exercice2.sources import CsvFile, Generated, Saved
 from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, parse, to_json
 
@@ -94,9 +93,9 @@ def test_disorder_is_real() -> None:
 def test_generated_source_resumes(cut: int, spread: float) -> None:
     """Reprise n'importe où, la suite fabriquée continue exactement."""
     source = Generated(3, 0, spread, 120)
-    whole = list(source.resume(Saved()))
+    whole = list(source.resume(Saved())[1])
     assert [item.transaction for item in whole[cut:]] == [
-        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))
+        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))[1]
     ]
 
 
@@ -107,35 +106,18 @@ def test_file_source_resumes(tmp_path: Path) -> None:
     row = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"
     path.write_text(head + row.format(1) + "trop,court\n" + row.format(2), encoding="utf-8")
     said: list[str] = []
-    source = CsvFile(path, 0, None, said.append)
-    items = list(source.resume(Saved()))
+    source = CsvFile(path, None, said.append)
+    items = list(source.resume(Saved())[1])
     assert [item.transaction.id if item.transaction else item.raw for item in items] == ["a-1", b"trop,court\n", "a-2"]
     assert items[1].line == 3
     saved = source.mark(3)
     with path.open("a", encoding="utf-8") as file:
         file.write(row.format(3))
-    later = [item.transaction for item in CsvFile(path, 0, None, said.append).resume(saved)]
+    later = [item.transaction for item in CsvFile(path, None, said.append).resume(saved)[1]]
     assert [transaction.id for transaction in later if transaction] == ["a-3"]
     path.write_text(head + row.format(9), encoding="utf-8")
-    assert len(list(CsvFile(path, 0, None, said.append).resume(saved))) == 1
+    assert len(list(CsvFile(path, None, said.append).resume(saved)[1])) == 1
     assert "n'est plus le fichier déjà envoyé" in said[-1]
-
-
-def test_offsets() -> None:
-    """Une réattribution fait oublier ce qui était en cours ; un retour en arrière rend toutes les places validées."""
-    offsets = Offsets()
-    offsets.assign(0, 10)
-    offsets.assign(1, -2)
-    first = offsets.owned[0]
-    first.done, offsets.owned[1].done = 15, 3
-    assert offsets.pending() == {0: 15, 1: 3}
-    assert offsets.count() == 8
-    offsets.commit({0: 15})
-    assert offsets.pending() == {1: 3}
-    assert offsets.rollback() == {0: 15, 1: -2}
-    assert not offsets.holds(first)
-    offsets.revoke(1)
-    assert offsets.rollback() == {0: 15}
 
 
 def test_deliveries() -> None:

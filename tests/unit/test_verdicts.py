@@ -8,7 +8,7 @@ from itertools import islice
 import msgspec
 
 from exercice2.transactions import generate, number_of
-from exercice2.verdicts import Window, expected_windows, judge, judge_windows
+from exercice2.verification.verdicts import Window, expected_windows, judge, judge_windows
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from commun.cli import french_number
-from exercice2.results import instant_text, key_text, per_second
-from exercice2.windows import NEVER, Result
+from exercice2.fenetres.published import instant_text, key_text, per_second
+from exercice2.fenetres.windows import NEVER, Result
 
 log = logging.getLogger("pipeline")
 

@@ -37,11 +37,11 @@ from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.topics import read_topic
 from exercice2.transactions import Transaction, number_of, parse
-from exercice2.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
+from exercice2.verification.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
 
 log = logging.getLogger("pipeline")
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent.parent
 BROKERS = ("kafka1", "kafka2", "kafka3")
 CONSUMERS, MONITORS = 3, 2
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
