@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outputs = open_outputs(args, producer_config, stop)
         with GroupMember(args.topic, config, outputs, stop) as member:
             worker = Worker(args, member, outputs, stop)
-            member.positions.start_from(args.reset, args.from_offsets, [args.output])
+            member.positions.start_from(args.reset, args.from_offsets, [args.output] if args.exactly_once else [])
             member.join()
             log.info("Lecture de %s (groupe %s), écriture dans %s.", args.topic, args.group, args.output)
             worker.run()
