@@ -39,6 +39,7 @@ log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 Place = tuple[int, str]  # offset du prochain message à traiter, métadonnées du script
+IDENTITY_SECONDS = 5.0  # même sans rien à valider, le topic est-il toujours le même ?
 CREATED_SECONDS = 5.0  # un topic à peine créé n'est pas encore connu de tous les brokers
 
 
@@ -86,7 +87,7 @@ class GroupMember:
         self.commits = self.aborts = self.rebalances = 0
         self.rebalanced_at: float | None = None  # jamais encore
         self.active_at: float | None = None  # dernier message ; d'abord, la première attribution
-        self.checkpoint_at = time.monotonic()
+        self.checkpoint_at = self._identity_at = time.monotonic()
         self.must_abort = False
         self._fault: Exception | None = None  # levée au tour suivant : un rappel de Kafka ne lève rien
         self._closing = False
@@ -163,8 +164,8 @@ class GroupMember:
 
     def _find_again(self, owned: Owned) -> None:
         """Le prochain message n'est plus là : il a été effacé, ou ce topic n'est plus le même."""
-        if self._same_topic([owned]):
-            low, high = self.positions.bounds(owned.partition)
+        low, high = self.positions.bounds(owned.partition)  # avant : ces bornes sont alors sûrement celles de ce topic
+        if self._look_at_topic() == owned.topic_id and not self.must_abort:
             if owned.read > high:
                 raise PipelineError(
                     f"La partition {owned.partition} de {self.topic} s'arrête à l'offset {high}, avant la position "
@@ -237,7 +238,11 @@ class GroupMember:
             for partition, there in places.items()
             if (owned := self.owned.get(partition)) and there != (owned.committed, owned.metadata)
         }
-        if self.must_abort or not (changed or self.outputs.open) or not self._same_topic(list(changed)):
+        idle = not (changed or self.outputs.open)
+        if self.must_abort or (idle and self.checkpoint_at - self._identity_at < IDENTITY_SECONDS):
+            return
+        self._look_at_topic()
+        if self.must_abort or idle:
             return
         try:
             self.outputs.commit(self.consumer, [self._place(owned, *there) for owned, there in changed.items()])
@@ -282,21 +287,20 @@ class GroupMember:
             self.outputs.close()
             self.consumer.close()
 
-    def _same_topic(self, partitions: Sequence[Owned]) -> bool:
-        """Faux, et tout est à refaire, si le topic de ces partitions n'est plus celui qu'elles lisaient.
+    def _look_at_topic(self) -> str:
+        """L'identité du topic, vide s'il n'existe plus ; tout est à refaire si ce n'est plus celle de nos partitions.
 
         À demander après avoir lu, et avant de valider : ce qui est lu vient alors sûrement du topic d'avant.
         """
-        if not partitions:
-            return True
+        self._identity_at = time.monotonic()
         current = self.positions.topic_id()
-        changed = [owned for owned in self.owned.values() if current and owned.topic_id not in ("", current)]
+        changed = [owned for owned in self.owned.values() if current and owned.topic_id != current]
         if changed:
             self._say_recreated()
             for owned in changed:
                 owned.committed, owned.metadata, owned.topic_id = 0, "", current
             self.must_abort = True
-        return not changed
+        return current
 
     def _say_recreated(self) -> None:
         log.warning("Le topic %s a été recréé : je le lis depuis son début.", self.topic)
@@ -315,10 +319,10 @@ class GroupMember:
         other = {number for number, (_, topic_id, _) in found.items() if current and topic_id not in ("", current)}
         if other:
             self._say_recreated()
-        for number, (offset, _, metadata) in found.items():
+        for number, (offset, topic_id, metadata) in found.items():
             known = offset >= 0 and number not in other
-            start = offset if known else 0
-            self._own(number, start, metadata if known else "", current)
+            start = offset if known else self.positions.bounds(number)[0] if current else 0
+            self._own(number, start, metadata if known else "", current or topic_id)
             starts.append(TopicPartition(self.topic, number, start))
         consumer.incremental_assign(starts)
         log.info("Partitions reçues : %s.", _numbers(starts))

@@ -21,6 +21,7 @@ from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
+    Message,
     TopicCollection,
     TopicPartition,
 )
@@ -37,6 +38,7 @@ T = TypeVar("T")
 Reset = str | datetime  # earliest, latest, ou un instant
 EMPTY_SECONDS = 20.0  # un membre tué compte encore dans son groupe le temps de sa session
 SHORT_SECONDS = 0.1
+SOURCE = "source.topic"  # en-tête d'une sortie : l'identité du topic d'où elle est tirée
 NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # seize octets nuls
 PLAIN_CHARS = 1000  # plus longues, des métadonnées sont comprimées : Kafka les borne à 4 096 octets
 REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
@@ -79,22 +81,33 @@ class GroupPositions:
     def start_from(self, reset: Reset | None, offsets: Mapping[int, int], written: Sequence[str] = ()) -> None:
         """``offsets`` : les positions que le groupe prend, quelle que soit la sienne. ``reset`` : sa première.
 
-        ``written`` : les topics où il n'écrit qu'une fois. S'il y a déjà écrit, avec des positions qu'il n'a plus, il
-        ne recommence pas en silence : il faut lui dire d'où.
+        ``written`` : les topics où il n'écrit qu'une fois. S'il y a déjà écrit ce qu'il a tiré de ce topic-ci, avec
+        des positions qu'il n'a plus, il ne recommence pas en silence : il faut lui dire d'où.
         """
+        while not self._start_from(self.topic_id(), reset, offsets, written):
+            log.info("Le topic %s vient d'être recréé : je cherche de nouveau d'où lire.", self.topic)
+
+    def _start_from(
+        self, topic_id: str, reset: Reset | None, offsets: Mapping[int, int], written: Sequence[str]
+    ) -> bool:
+        """Faux si le topic a été recréé pendant ce temps."""
         numbers = self._ask(lambda: _partitions(self._admin, self.topic))
         self._check(offsets, numbers)
         starts = dict(offsets)
         if not self._any(numbers):
             if reset is None and not offsets and any(map(self._has_messages, written)) and not self._any(numbers):
                 raise PipelineError(
-                    f"Le groupe {self.group} n'a plus de position dans {self.topic} (effacée par Kafka, ou topic "
-                    f"recréé), mais {', '.join(written)} garde ce qui a été publié : tout relire le publierait une "
-                    "seconde fois. Dites d'où lire (--reset), ou prenez un autre topic de sortie (--output)."
+                    f"Le groupe {self.group} n'a plus de position dans {self.topic} (Kafka efface celles d'un groupe "
+                    f"longtemps sans membre), mais {', '.join(written)} garde ce qui en a été tiré : tout relire le "
+                    "publierait une seconde fois. Dites d'où lire (--reset), ou prenez une autre sortie (--output)."
                 )
-            starts = {number: self._first(number, reset or "earliest") for number in numbers} | starts
+            if reset not in (None, "earliest"):  # du début : c'est là que commence une partition sans position
+                starts = {number: self._first(number, reset) for number in numbers} | starts
+        if self.topic_id() != topic_id:
+            return False
         if starts:
-            self._set(starts, numbers, forced=bool(offsets))
+            self._set(starts, numbers, topic_id, forced=bool(offsets))
+        return True
 
     def _check(self, offsets: Mapping[int, int], numbers: Sequence[int]) -> None:
         for number, offset in offsets.items():
@@ -107,27 +120,31 @@ class GroupPositions:
         return any(offset >= 0 for offset, _, _ in self.committed(numbers).values())
 
     def _has_messages(self, topic: str) -> bool:
-        """Vrai si quelque chose y a été validé, même effacé depuis."""
-        numbers = self._ask(lambda: _partitions(self._admin, topic))
-        return any(bounds(self._config, TopicPartition(topic, number), self.stop)[0] for number in numbers) or any(
-            True for _ in read_topic(self._config, topic, numbers, self.stop)
+        """Vrai si ce qui y a été validé vient de ce topic-ci, ou peut-être : effacé depuis, ou sans en-tête."""
+        numbers, current = self._ask(lambda: _partitions(self._admin, topic)), self.topic_id().encode()
+        sources = (source_of(message) for message in read_topic(self._config, topic, numbers, self.stop))
+        return any(source in (None, current) for source in sources) or any(
+            low == high > 0
+            for low, high in (bounds(self._config, TopicPartition(topic, n), self.stop) for n in numbers)
         )
 
-    def _first(self, number: int, reset: Reset) -> int:
-        low, high = self.bounds(number)
+    def _first(self, number: int, reset: Reset | None) -> int:
+        _, high = self.bounds(number)
         if isinstance(reset, datetime):
             instant = TopicPartition(self.topic, number, int(reset.timestamp() * 1000))
             (found,) = self._ask(lambda: self.consumer.offsets_for_times([instant], CALL_SECONDS))
             return int(found.offset) if found.offset >= 0 else high
-        return low if reset == "earliest" else high
+        return high
 
-    def _set(self, starts: Mapping[int, int], numbers: Sequence[int], *, forced: bool) -> None:
+    def _set(self, starts: Mapping[int, int], numbers: Sequence[int], topic_id: str, *, forced: bool) -> None:
         """Kafka ne change les positions que d'un groupe sans membre : un membre tué l'est encore quelques secondes."""
-        mark = joined(self.topic_id(), "")
+        mark = joined(topic_id, "")
         places = [TopicPartition(self.topic, number, offset, mark) for number, offset in starts.items()]
         deadline = time.monotonic() + EMPTY_SECONDS
-        while not self._ask(lambda: _alter(self._admin, self.group, places)):
-            if not forced and (self._any(numbers) or time.monotonic() > deadline):
+        while forced or not self._any(numbers):
+            if self._ask(lambda: _alter(self._admin, self.group, places)):
+                return
+            if not forced and time.monotonic() > deadline:
                 return
             if time.monotonic() > deadline:
                 raise PipelineError(
@@ -171,6 +188,11 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
         if one.error:
             raise KafkaException(one.error)
     return list(found)
+
+
+def source_of(message: Message) -> bytes | str | None:
+    """L'identité du topic d'où une sortie a été tirée ; None si elle ne la porte pas."""
+    return dict(message.headers() or []).get(SOURCE)
 
 
 def _partitions(admin: AdminClient, topic: str) -> list[int]:

@@ -30,7 +30,7 @@ from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember, Owned
-from commun.group_positions import offsets_option, reset_option
+from commun.group_positions import SOURCE, offsets_option, reset_option
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     DEAD_LETTER_TOPIC,
@@ -172,6 +172,7 @@ class Worker:
                 self.outputs.write(f"{self.args.topic}-dlq", *dead_letter(done.message, reason))
             else:
                 headers: Headers = [
+                    (SOURCE, owned.topic_id),
                     ("source.partition", b"%d" % origin.partition),
                     ("source.offset", b"%d" % origin.offset),
                 ]

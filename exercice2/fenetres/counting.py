@@ -9,6 +9,7 @@ from confluent_kafka import Message, TopicPartition
 
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember, Listener, Place
+from commun.group_positions import SOURCE
 from commun.kafka import dead_letter
 from commun.outputs import Outputs
 from exercice2.fenetres.partials import Combiner, Partial, Reader, to_hold
@@ -72,7 +73,8 @@ class Reading(Listener):
         self.numbers.rejected += len(rejected)
 
     def _send(self, partial: Partial) -> None:
-        self.outputs.write(self.args.partials, msgspec.json.encode(partial), None, [])
+        source = self.member.owned[partial.partition].topic_id
+        self.outputs.write(self.args.partials, msgspec.json.encode(partial), None, [(SOURCE, source)])
 
     def places(self) -> dict[int, Place]:
         """Voir Listener."""

@@ -41,6 +41,11 @@ class Record:
     value: bytes | None
     transaction: Transaction | None = None
     marker: bool = False
+    sent: list[tuple[str, Any]] | None = None
+
+    def headers(self) -> list[tuple[str, Any]] | None:
+        """Comme Message."""
+        return [(name, content.encode()) for name, content in self.sent or []]
 
 
 @dataclass
@@ -369,14 +374,16 @@ class Producer:
         assert self.transaction is not None
         return self.transaction
 
-    def produce(self, topic: str, value: bytes | None, *_: Any, **__: Any) -> None:
+    def produce(self, topic: str, value: bytes | None, *_: Any, headers: Any = None, **__: Any) -> None:
         """Un message de plus."""
         self.cluster.turn()
         if self.name and self.cluster.epochs[self.name] != self.epoch:
             return  # n'arrive jamais ; rien ne le dit avant la validation
         if self.name and self.transaction:
             self.cluster.current[self.name] = self.transaction
-        self.cluster.topics[topic].logs[0].records.append(Record(value, self.transaction if self.name else None))
+        self.cluster.topics[topic].logs[0].records.append(
+            Record(value, self.transaction if self.name else None, sent=headers)
+        )
 
     def send_offsets_to_transaction(self, offsets: list[TopicPartition], consumer: Consumer, _: float) -> None:
         """Des positions dans la transaction, si le groupe veut encore de nous."""

@@ -23,6 +23,7 @@ from commun.cli import Stopped
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
+from commun.group_positions import SOURCE
 from commun.outputs import AtLeastOnce, ExactlyOnce
 from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer, Record, Transaction
 from tests.models.histories import play
@@ -69,7 +70,7 @@ class Life:
                     self.member.again(owned, message.offset() or 0, dice.choice((0.0, 1e-6)))
                     break
                 try:
-                    self.outputs.write(OUTPUT, message.value(), None, [])
+                    self.outputs.write(OUTPUT, message.value(), None, [(SOURCE, owned.topic_id)])
                 except Aborted as error:
                     self.member.undo(error)
                     break
@@ -179,8 +180,9 @@ class World:
             self.busy.remove(life)
 
     def bury(self, life: Life) -> None:
-        """Mort."""
-        self.lives.remove(life)
+        """Mort, ou parti."""
+        if life in self.lives:
+            self.lives.remove(life)
         self.group.leave(life.consumer)
 
     def born(self, reset: str | None = None, offsets: dict[int, int] | None = None) -> Life | None:
@@ -193,21 +195,27 @@ class World:
 
     def rest(self) -> None:
         """Plus personne dans le groupe : Kafka peut oublier ses positions, on peut lui demander de relire."""
-        for life in list(self.lives):
-            try:
+        while self.lives:
+            life = self.lives[-1]
+            self.busy.append(life)
+            with suppress(KilledError):
                 life.member.close()
-                self.lives.remove(life)
-            except KilledError:
-                self.bury(life)
+            self.busy.remove(life)
+            self.bury(life)
         for name in list(self.cluster.current):
             self.cluster.end(name, "aborted")
         topic = self.cluster.topics.get(INPUT)
         known = dict(self.group.places)
         choice = self.dice.random()
-        if self.atomic and known and choice < 0.3 and any(True for _ in self.cluster.topics[OUTPUT].logs[0].visible()):
+        if topic and self.atomic and known and choice < 0.3 and topic.id in self.sources():
             self.forget(known)
         elif topic and choice > 0.7 and all(p in known for p in range(len(topic.logs))):
             self.rewind(known)
+
+    def sources(self) -> set[str]:
+        """Les topics d'où viennent les sorties."""
+        log = self.cluster.topics[OUTPUT].logs[0]
+        return {str(dict(log.records[offset].sent or []).get(SOURCE)) for offset, _ in log.visible()}
 
     def forget(self, known: dict[int, Any]) -> None:
         """Les positions expirent : recommencer se refuse."""
@@ -245,7 +253,7 @@ class World:
         self.cluster.calm = False
         for _ in range(self.dice.randint(20, 120)):
             if not self.lives or (len(self.lives) < 3 and self.dice.random() < 0.05):
-                self.born(reset)
+                self.born()
             elif self.dice.random() < 0.02:
                 self.rest()
             if self.lives:
@@ -332,7 +340,7 @@ def live(seed: int) -> str:
         return Consumer(cluster, config) if kind is RealConsumer else Producer(cluster, config)
 
     def read(_: Any, topic: str, *__: Any) -> Any:
-        return [value for log in cluster.topics[topic].logs for _, value in log.visible()]
+        return [log.records[offset] for log in cluster.topics[topic].logs for offset, _ in log.visible()]
 
     common = {"connect": connect}
     with ExitStack() as patched:
