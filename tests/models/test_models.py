@@ -9,8 +9,10 @@ import pytest
 from commun.settings import ROOT
 
 COUNTS = {
-    "lives": ("LIVES", "400", "vies"), "claims": ("CLAIMS", "500", "histoires"), "groups": ("GROUPS", "400", "histoires"),
-}  # fmt: skip
+    "lives": ("LIVES", "400", "vies"),
+    "claims": ("CLAIMS", "500", "histoires"),
+    "groups": ("GROUPS", "400", "histoires"),
+}
 
 
 @pytest.mark.parametrize("model", COUNTS)
@@ -22,3 +24,10 @@ def test_any_history(model: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} {word}, 0 fautes." in done.stdout
+
+
+def test_faults_put_back_are_found() -> None:
+    """Chaque faute d'autrefois, remise dans le membre d'un groupe, est trouvée par le modèle."""
+    command = [sys.executable, "-m", "tests.models.mutants"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
