@@ -30,6 +30,7 @@ from confluent_kafka import Message, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, Stopped, positive, run
+from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
 from commun.kafka import DEAD_LETTER_TOPIC, Config, client_config, count_partitions, ensure_topics
@@ -50,6 +51,7 @@ EVENT = "event"
 BATCH, PARTIALS_BATCH = 10_000, 32  # messages lus à la fois : des transactions, des comptes
 SETTLED_SECONDS = 10.0  # plus que la session d'un moniteur mort (6 s) : ses partitions ne sont plus à lui
 GC_THRESHOLDS = (200_000, 50, 50)  # par défaut, Python cherche mille fois par seconde des cycles dans chaque lot lu
+MOST_PARTITIONS = 500  # leurs watermarks voyagent avec une position, que Kafka borne à 4 096 octets
 WAIT_SECONDS = 0.05  # ce qu'on attend un lot incomplet
 # Durée d'une transaction, donc ce qu'attend un lecteur : courte quand on suit le flux, longue quand on le rattrape.
 LIVE_SECONDS, BEHIND_SECONDS = 0.2, 1.0
@@ -267,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         NewTopic(args.dead_letters, 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
     )
     args.partitions = count_partitions(config, args.topic)
+    if args.partitions > MOST_PARTITIONS:
+        raise PipelineError(f"{args.topic} a {args.partitions} partitions : au plus {MOST_PARTITIONS} ici.")
     log.info("Fenêtres de %s (groupe %s), publiées dans %s.", args.topic, args.group, args.output)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

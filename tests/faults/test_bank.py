@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ HEAD = "id,timestamp,montant,type,compte,region,canal\n"
 ROW = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"
 
 
+@cache  # lâché, il emporterait les réponses qu'on attend de lui
 def admin() -> AdminClient:
     """Le cluster des essais."""
     return AdminClient(admin_config(client_config({})))

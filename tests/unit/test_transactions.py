@@ -6,12 +6,14 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.deliveries import Deliveries
+from exercice2.fenetres.partials import Reader
 from exercice2.sources import CsvFile, Generated, Saved
 from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, parse, to_json
 
@@ -35,6 +37,7 @@ def test_round_trip() -> None:
         ({"montant": -5}, "montant"),
         ({"montant": 50_001}, "montant"),
         ({"montant": 1.234}, "décimales"),
+        ({"montant": 1e-320}, "décimales"),
         ({"montant": "12"}, "nombre"),
         ({"montant": True}, "nombre"),
         ({"montant": None}, "champ absent : montant"),
@@ -58,6 +61,35 @@ def test_not_an_object(value: bytes | None) -> None:
     """Ce qui n'est pas un objet JSON est refusé."""
     with pytest.raises(InvalidTransaction):
         parse(value, NOW)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("20.000000000000000001", "décimales"), ("50000.0000000000001", "entre"), ("1e99999999999999999999", "nombre"),
+        ("1e400", "entre"), ("-0", "entre"), ("0.004", "décimales"), ("12.34", ""), ("1234e-2", ""), ("5e4", ""),
+        ("12.340000000000000000000", ""),
+    ],
+)  # fmt: skip
+def test_one_verdict(number: str, reason: str) -> None:
+    """Le consommateur et le moniteur jugent de même, à la dernière décimale, quel que soit le nombre."""
+    value = json.dumps(GOOD).replace("12.34", number).encode()
+    record = mock.Mock(value=lambda: value, offset=lambda: 0)
+    entries, rejected = Reader(None, 10**13).read([record], 0)
+    if reason:
+        assert reason in rejected[0][1]
+        with pytest.raises(InvalidTransaction, match=reason):
+            parse(value, NOW)
+    else:
+        assert Decimal(entries[0][1]) / 100 == parse(value, NOW).montant == Decimal(number)
+
+
+def test_another_field_is_any_number() -> None:
+    """Un nombre que Python ne sait pas représenter, dans un champ de plus, n'arrête rien."""
+    value = json.dumps(GOOD).encode()[:-1] + b',"x":1e99999999999999999999}'
+    assert parse(value, NOW).id == "a-1"
+    with pytest.raises(InvalidTransaction):
+        parse(b'{"x":1e99999999999999999999}', NOW)
 
 
 def test_enrich() -> None:
