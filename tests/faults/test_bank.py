@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
@@ -403,3 +404,19 @@ def test_a_second_interruption(bank_lab: BankLab) -> None:
     time.sleep(1)
     assert consumer.process.poll() is None
     assert consumer.stop(signal.SIGINT, 20) == 1
+
+
+def test_memory_is_bounded(bank_lab: BankLab) -> None:
+    """Kafka muet, le producteur attend sans rien amasser, même au plus vite."""
+    producer = bank_lab.start("producer_resilient", "--generate", "--seed", "1", "--rate", "0")
+    wait_until(lambda: "Envoi de" in producer.text and len(bank_lab.messages(bank_lab.topic)) > 1000)
+    try:
+        frozen()
+        highest = 0
+        for _ in range(20):
+            time.sleep(2)
+            highest = max(highest, psutil.Process(producer.process.pid).memory_info().rss)
+    finally:
+        thawed()
+        producer.stop(signal.SIGKILL)
+    assert highest < 500_000_000
