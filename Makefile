@@ -61,7 +61,7 @@ test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur,
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/unit
 
 chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
-	cd exercice2 && ../$(BIN)/python chaos.py
+	cd exercice2/verification && ../../$(BIN)/python chaos.py
 
 bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 	$(BIN)/python bench/csv_to_kafka.py
@@ -87,7 +87,7 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 	$(BIN)/python -m services flink
 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
-	cd exercice2 && ../$(BIN)/python compare_windows.py
+	cd exercice2/verification && ../../$(BIN)/python compare_windows.py
 
 lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, puis cent sur Kafka
 	$(BIN)/python -m tests.models.lives 20000

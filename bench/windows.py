@@ -47,9 +47,9 @@ from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT
-from exercice2.engines import PORT_OFFSET, Process, process, run_flink
-from exercice2.producer_resilient import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
+from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
+from exercice2.verification.flink_beside import PORT_OFFSET, Process, process, run_flink
 from services import install
 from services.flink import JOB, Flink
 from services.stack import JOBMANAGER, Stack

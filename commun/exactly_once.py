@@ -152,6 +152,8 @@ class TransactionalProducer:
             self._broken = True
             raise Aborted("le coordinateur du groupe ne répond pas") from None
         except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:  # le topic lu vient d'être effacé
+                raise Aborted(error.args[0].name()) from error
             raise self._aborted(error) from error
 
     def commit(self) -> None:

@@ -2,12 +2,19 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Stop, Stopped
@@ -25,6 +32,14 @@ ADMIN_SECONDS = 10.0
 DEAD_LETTER_BYTES = 2_097_152
 DEAD_LETTER_TOPIC = {"retention.ms": "-1", "min.insync.replicas": "2", "max.message.bytes": str(DEAD_LETTER_BYTES)}
 
+# Autres noms que librdkafka donne à une même propriété.
+ALIASES = {
+    "request.required.acks": "acks", "delivery.timeout.ms": "message.timeout.ms", "queue.buffering.max.ms": "linger.ms",
+    "message.send.max.retries": "retries", "compression.codec": "compression.type",
+    "max.in.flight": "max.in.flight.requests.per.connection",
+}  # fmt: skip
+IDENTITY = ("group.id", "group.instance.id", "transactional.id", "group.protocol")
+
 Config = dict[str, Any]
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -38,6 +53,7 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
     Lève PipelineError si une variable y touche.
     """
     result: Config = {"bootstrap.servers": bootstrap or bootstrap_servers(), "broker.address.family": "v4", **config}
+    kept = {ALIASES.get(key, key) for key in guaranteed}
     for variable, value in sorted(os.environ.items()):
         name = variable.removeprefix("KAFKA_")
         if name == variable or name in _FOREIGN or name.startswith(_KUBERNETES) or name == "BOOTSTRAP_SERVERS":
@@ -45,10 +61,15 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
         key = name.lower().replace("__", "\0").replace("_", ".").replace("\0", "_")
         if key == "metadata.broker.list":
             raise PipelineError(f"{variable} est un autre nom de KAFKA_BOOTSTRAP_SERVERS : posez celle-ci.")
-        if key in guaranteed:
+        key = ALIASES.get(key, key)
+        if key in IDENTITY:
+            raise PipelineError(f"{variable} changerait « {key} », que le script décide (--group…) : retirez-la.")
+        if key in kept:
             raise PipelineError(
                 f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la."
             )
+        for other in (key, *(alias for alias, known in ALIASES.items() if known == key)):
+            result.pop(other, None)
         result[key] = value
     result["logger"] = logging.getLogger("librdkafka")
     result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
@@ -57,13 +78,16 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
 
 
 def connect(factory: Any, config: Config) -> Any:
-    """``factory(config)``, où une propriété inconnue devient une phrase (PipelineError)."""
+    """``factory(config)``, où une propriété inconnue devient une phrase (PipelineError) qui nomme sa variable."""
     try:
         return factory(config)
     except KafkaException as error:
-        raise PipelineError(
-            f"Réglage refusé par le client Kafka : {error.args[0].str()}. Vérifiez vos variables KAFKA_…."
-        ) from error
+        text = error.args[0].str()
+        names = [
+            f"KAFKA_{name.upper().replace('_', '__').replace('.', '_')}" for name in re.findall(r'"([^"]+)"', text)
+        ]
+        variable = next((name for name in names if name in os.environ), "vos variables KAFKA_…")
+        raise PipelineError(f"Réglage refusé par le client Kafka : {text}. Vérifiez {variable}.") from error
 
 
 class Outage:
@@ -74,9 +98,12 @@ class Outage:
     def __init__(self, servers: str) -> None:
         self.servers = servers
         self.said_at = float("-inf")
+        self.cause = ""  # ce qui empêche de se connecter, si ce n'est pas que Kafka est arrêté
 
     def on_error(self, error: KafkaError) -> None:
         """Rappel ``error_cb`` de librdkafka."""
+        if error.code() in CAUSES or "security.protocol" in error.str():
+            self.cause = f"{CAUSES.get(error.code(), CAUSES[KafkaError._SSL])} ({error.str()})"
         if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() - self.said_at > self.QUIET_SECONDS:
             self.said_at = time.monotonic()
             log.warning("Kafka ne répond plus sur %s : j'attends son retour, rien n'est perdu.", self.servers)
@@ -84,17 +111,26 @@ class Outage:
             log.error("Kafka refuse la connexion : %s", error.str())
 
 
-def ensure_topics(config: Config, *topics: NewTopic) -> None:
-    """Crée ceux des ``topics`` qui manquent ; un topic existant reste tel qu'il est.
+CAUSES = {
+    KafkaError._AUTHENTICATION: "le compte est refusé : vérifiez KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD",
+    KafkaError._SSL: "la connexion est refusée : chiffrée d'un côté seulement ? vérifiez KAFKA_SECURITY_PROTOCOL",
+    KafkaError._RESOLVE: "aucune machine ne porte ce nom : vérifiez --bootstrap-servers",
+}
 
-    Sert aussi de première poignée de main : lève PipelineError si Kafka ne répond pas
+
+def ensure_topics(config: Config, *topics: NewTopic) -> None:
+    """Crée ceux des ``topics`` qui manquent ; un topic existant reste tel qu'il est, et ce qu'il ne tient pas se dit.
+
+    Sert aussi de première poignée de main : lève PipelineError, avec la cause, si Kafka ne répond pas
     au bout de ADMIN_SECONDS ou refuse une création.
     """
     admin = connect(AdminClient, admin_config(config))
     try:
         known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
-        raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
+        outage = getattr(config.get("error_cb"), "__self__", None)
+        cause = outage.cause if isinstance(outage, Outage) and outage.cause else START_HINT
+        raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {cause}.") from error
     missing = [topic for topic in topics if topic.topic not in known]
     for name, outcome in admin.create_topics(missing, request_timeout=ADMIN_SECONDS).items() if missing else ():
         try:
@@ -103,6 +139,48 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise PipelineError(f"Kafka refuse de créer le topic {name} : {error.args[0].str()}.") from error
+    _check_copies(admin, {topic.topic for topic in topics if "min.insync.replicas" in (topic.config or {})}, missing)
+
+
+def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
+    """Dit quels topics ne gardent pas deux copies ; PipelineError si rien ne peut y être écrit."""
+    if not names:
+        return
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
+    try:
+        found = [(r.name, o.result()) for r, o in admin.describe_configs(asked, request_timeout=ADMIN_SECONDS).items()]
+        known = admin.list_topics(timeout=ADMIN_SECONDS).topics
+    except KafkaException as error:  # pas le droit de le demander
+        log.debug("Réglages des topics illisibles : %s", error)
+        return
+    for name, settings in found:
+        partitions = known[name].partitions.values() if name in known else ()
+        copies, wanted = (
+            min((len(p.replicas) for p in partitions), default=3),
+            int(settings["min.insync.replicas"].value),
+        )
+        if wanted > copies and name in {topic.topic for topic in created}:  # ce cluster ne donne qu'une copie
+            wanted = copies
+            entry = ConfigEntry("min.insync.replicas", str(copies), incremental_operation=AlterConfigOpType.SET)
+            lowered = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+            for outcome in admin.incremental_alter_configs([lowered]).values():
+                outcome.result()
+        if wanted > copies:
+            raise PipelineError(f"Rien ne peut s'écrire dans {name} : min.insync.replicas={wanted}, copies : {copies}.")
+        if min(wanted, copies) < 2:
+            log.warning(
+                "Le topic %s n'a que %d copie(s), dont %d écrite(s) avant de confirmer : ce qui est confirmé peut "
+                "disparaître avec un broker.", name, copies, wanted,
+            )  # fmt: skip
+
+
+def count_partitions(config: Config, topic: str) -> int:
+    """Nombre de partitions de ``topic`` ; attend qu'un topic à peine créé soit connu de tous les brokers."""
+    admin = connect(AdminClient, admin_config(config))
+    while True:
+        if count := len(admin.list_topics(topic, ADMIN_SECONDS).topics[topic].partitions):
+            return count
+        time.sleep(0.1)
 
 
 def delete_topics(config: Mapping[str, Any], prefix: str) -> None:
@@ -184,6 +262,32 @@ def dead_letter_of(message: Message, reason: str) -> Headers:
     origin = place(message)
     fields = {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset}
     return [*(message.headers() or []), *dead_letter_headers(reason, **fields)]
+
+
+def dead_letter(message: Message, reason: str) -> tuple[bytes | None, bytes | None, Headers]:
+    """La lettre morte d'un message Kafka : valeur, clé, en-têtes.
+
+    Trop grosse pour sa file (un topic admet plus gros, comprimé), elle n'en a que le début ; ``dlq.truncated`` dit
+    alors combien d'octets le message avait, et ``dlq.topic``, ``dlq.partition``, ``dlq.offset`` où il est en entier.
+    """
+    value, key = _bytes(message.value()), _bytes(message.key())
+    headers = dead_letter_of(message, reason[:REASON_CHARS])
+    weight = sum(len(name) + len(_bytes(content) or b"") for name, content in headers)
+    room = DEAD_LETTER_BYTES - LETTER_MARGIN
+    if len(value or b"") + len(key or b"") + weight <= room:
+        return value, key, headers
+    if weight > room // 4:
+        headers = [(name, content) for name, content in headers if name.startswith("dlq.")]
+    headers.append(("dlq.truncated", b"%d" % len(value or b"")))
+    return (value or b"")[: room // 2], key and key[: room // 4], headers
+
+
+REASON_CHARS = 1000
+LETTER_MARGIN = 10_000  # place des en-têtes « dlq. » et de l'enveloppe
+
+
+def _bytes(value: bytes | str | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
 
 
 def dead_letter_headers(reason: str, **origin: object) -> Headers:

@@ -11,6 +11,7 @@ Ensuite : consumer_resilient.py traite ce qui est renvoyé, comme le reste.
 """
 
 import argparse
+import csv
 import json
 import logging
 import uuid
@@ -28,10 +29,20 @@ from commun.errors import START_HINT, PipelineError
 from commun.exactly_once import Aborted, TransactionalProducer
 from commun.kafka import Config, admin_config, client_config
 from commun.topics import read_topic
-from exercice2.producer_resilient import GUARANTEED, PRODUCER_CONFIG, TOPIC
-from exercice2.transactions import InvalidTransaction, parse, to_json
+from exercice2.topic import TOPIC
+from exercice2.transactions import FIELDS, InvalidTransaction, Transaction, from_fields, parse, to_json
 
 log = logging.getLogger("pipeline")
+
+PRODUCER_CONFIG = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "transaction.timeout.ms": 60_000,  # toutes les lettres d'un fichier sont dans une transaction
+    "message.timeout.ms": 60_000,
+    "partitioner": "murmur2_random",  # comme producer_resilient.py : une clé, une partition
+    "compression.type": "lz4",
+}
+GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "message.timeout.ms")
 
 
 def read_letters(config: Config, topic: str, stop: Stop) -> Iterator[Message]:
@@ -57,18 +68,31 @@ def repaired(path: Path, now: datetime) -> list[tuple[str, bytes]]:
     """Clé et message de chaque lettre du fichier ; lève PipelineError à la première qui n'est pas valide."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # « splitlines » coupe aussi dans les textes (U+2028…)
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"Impossible de lire {path} : {error}.") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            transaction = parse(json.loads(line)["valeur"].encode(), now)
+            transaction = read_again(json.loads(line), now)
         except InvalidTransaction as error:
             raise PipelineError(f"{path}, ligne {number} : {error}. Rien n'est renvoyé.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise PipelineError(f"{path}, ligne {number} : ce n'est pas une lettre. Rien n'est renvoyé.") from error
         found.append((transaction.compte, to_json(transaction)))
     return found
+
+
+def read_again(letter: dict[str, Any], now: datetime) -> Transaction:
+    """La transaction d'une lettre : un message, ou une ligne de CSV si elle vient d'un fichier."""
+    value = letter["valeur"]
+    if "line" not in letter or value.lstrip().startswith("{"):
+        return parse(value.encode(), now)
+    cells = next(csv.reader([value], delimiter=";" if value.count(";") > value.count(",") else ",", strict=True), [])
+    if len(cells) != len(FIELDS):
+        raise InvalidTransaction(f"{len(cells)} champs au lieu de {len(FIELDS)} ({', '.join(FIELDS)})")
+    return from_fields(dict(zip(FIELDS, cells, strict=True)), now)
 
 
 def resend(config: Config, topic: str, letters: list[tuple[str, bytes]], stop: Stop) -> None:
@@ -101,9 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         resend(config, args.topic, letters, stop)
         log.info("%d transactions renvoyées dans %s.", len(letters), args.topic)
         return 0
+    count = 0
     with suppress(Stopped):
-        for message in read_letters(config, f"{args.topic}-dlq", stop):
+        for count, message in enumerate(read_letters(config, f"{args.topic}-dlq", stop), 1):  # noqa: B007
             print(json.dumps(as_line(message), ensure_ascii=False))
+    if not count:
+        log.info("Aucune lettre morte dans %s-dlq.", args.topic)
     return 0
 
 

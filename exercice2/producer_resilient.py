@@ -25,7 +25,7 @@ import msgspec
 from confluent_kafka import KafkaError, Message
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Parser, Stop, Stopped, positive, run
+from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Aborted, Positions
 from commun.kafka import (
@@ -37,16 +37,13 @@ from commun.kafka import (
     ensure_topics,
 )
 from exercice2.deliveries import Deliveries
-from exercice2.sources import CsvFile, Generated, Item, Saved, Source
+from exercice2.sources import CsvFile, Generated, Item, Pace, Saved, Source
+from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice2.transactions import to_json
 
 log = logging.getLogger("pipeline")
 
-TOPIC = "transactions-topic"
 SAMPLE = Path(__file__).resolve().parent / "transactions.csv"
-PARTITIONS = 6
-REPLICATION_FACTOR = 3
-TOPIC_CONFIG = {"retention.ms": "-1", "min.insync.replicas": "2"}
 COMMIT_SECONDS = 0.5  # une transaction Kafka par demi-seconde : ce qu'un lecteur attend au plus
 COMMIT_ROWS = 20_000
 STOP_SECONDS = 20.0  # à l'arrêt, attente au plus des dernières confirmations
@@ -82,6 +79,7 @@ class Sender:
         self.producer = self.positions.producer
         self._name = source.name.encode()
         self._items: Iterator[Item] = iter(())
+        self.pace = Pace(args.rate)
         self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
 
     def run(self) -> None:
@@ -104,8 +102,7 @@ class Sender:
         deadline = time.monotonic() + COMMIT_SECONDS
         start, rejected, more = self.taken, 0, True
         while more and self.taken - start < COMMIT_ROWS and time.monotonic() < deadline and not self.stop:
-            wait = self.source.due(self.taken + 1) - time.time()
-            if wait > 0:
+            if (wait := self.pace.wait(self.taken + 1)) > 0:
                 self.producer.poll(min(wait, COMMIT_SECONDS / 5))
                 continue
             item = next(self._items, None)
@@ -156,8 +153,8 @@ class Sender:
         """La source, à la position confirmée."""
         value = positions.get(self._name)
         saved = msgspec.json.decode(value, type=Saved) if value else Saved()
-        self._items = self.source.resume(saved)
-        self.rows = self.taken = saved.rows
+        self.taken, self._items = self.source.resume(saved)
+        self.rows = self.taken
 
     def _abandon(self, error: Aborted) -> None:
         """La transaction est annulée ; PipelineError si un autre a pris la source."""
@@ -171,14 +168,26 @@ class Sender:
         if lost:
             raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
 
+    def left(self) -> int:
+        """Ce qui reste à envoyer, d'une source qui a une fin."""
+        return self.taken - self.rows + (0 if self.source.endless else sum(1 for _ in self._items))
+
 
 def finish(sender: Sender, topic: str) -> None:
-    """Le bilan ; PipelineError si des lignes prises à la source ne sont pas confirmées."""
+    """Le bilan ; PipelineError si tout n'est pas parti et confirmé."""
     log.info("Terminé : %s, dans %s.", sender.deliveries, topic)
     if sender.deliveries.partitions:
         log.info("Par partition : %s.", sender.deliveries.spread(PARTITIONS))
-    if missing := sender.taken - sender.rows:
-        raise PipelineError(f"{missing} lignes ne sont pas confirmées : relancez la même commande, elles partiront.")
+    if left := sender.left():
+        raise PipelineError(
+            f"Arrêté avant la fin : {french_number(left)} transactions ne sont pas confirmées. "
+            "Relancez la même commande, elles partiront."
+        )
+    if isinstance(sender.source, CsvFile) and sender.source.unfinished and sender.args.count is None:
+        raise PipelineError(
+            f"{sender.source.path} : la ligne {sender.source.unfinished} n'a pas encore de fin de ligne (touche "
+            "Entrée), elle attend. La même commande l'enverra ensuite."
+        )
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -206,7 +215,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def open_source(args: argparse.Namespace) -> Source:
     """La source que désignent les options."""
     if not args.generate:
-        return CsvFile(args.file, args.rate, args.count, log.info)
+        return CsvFile(args.file, args.count, log.info)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     log.info("Suite de la graine %d ; « --seed %d » la reprendra.", seed, seed)
     return Generated(seed, args.rate, args.disorder, args.count)

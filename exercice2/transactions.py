@@ -12,10 +12,10 @@ canal       texte     carte, web, agence, mobile
 import heapq
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import Any, NamedTuple
+from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,7 +37,7 @@ CANAUX = {
 }
 REGIONS = ("Île-de-France", "Auvergne-Rhône-Alpes", "Occitanie", "Bretagne", "Provence-Alpes-Côte d'Azur", "Belgique")
 COMPTES = 200
-MONTANT_MAX = Decimal(50_000)
+MAX_EUROS = 50_000
 CENT = Decimal("0.01")
 TEXT_MAX = 100
 OLDEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -49,7 +49,6 @@ _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _encode = msgspec.json.Encoder(decimal_format="number").encode
-_decode = msgspec.json.Decoder(float_hook=Decimal).decode  # 19.99 reste 19.99, sans flottant binaire
 
 
 class Transaction(NamedTuple):
@@ -68,73 +67,142 @@ class InvalidTransaction(ValueError):
     """Ce n'est pas une transaction ; le texte dit pourquoi, en une phrase."""
 
 
-# --- Lire ---
+# --- Lire : un seul analyseur, pour le consommateur, le moniteur et les fichiers ---
+
+
+class Fields(msgspec.Struct, gc=False):
+    """Les champs d'un message ; le montant, tel qu'il est écrit : un flottant perdrait ses dernières décimales."""
+
+    id: str
+    timestamp: str
+    montant: msgspec.Raw
+    type: str
+    compte: str
+    region: str
+    canal: str
+
+
+Read = tuple[Fields, int, int]  # les champs, le montant en centimes, l'instant en millisecondes depuis 1970
+
+LEARNED = 1_000_000  # textes et secondes déjà admis, gardés : les mêmes reviennent sans cesse
+SHORT_NUMBER = 15  # caractères d'un nombre qu'un flottant rend tel quel
+_seconds: dict[str, int] = {}  # « 2026-01-31T23:59:59 »
+_texts: set[str] = set()
+_MILLISECONDS = {f".{number:03d}Z": number for number in range(1000)}
+_decode = msgspec.json.Decoder(Fields).decode
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read(value: bytes | None) -> Read:
+    """Ce que porte un message, date future comprise. Lève InvalidTransaction, qui dit ce qui ne va pas."""
+    try:
+        fields = _decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidTransaction(_why(value or b"", error)) from error
+    return check(fields)
+
+
+def check(fields: Fields) -> Read:
+    """De même, des champs déjà séparés."""
+    if fields.type not in TYPES:
+        raise InvalidTransaction(f"type : {fields.type!r} n'est pas un de {', '.join(TYPES)}")
+    if not (fields.compte in _texts and fields.region in _texts and fields.canal in _texts):
+        _learn_texts(fields)
+    if not fields.id.isprintable() or len(fields.id) > TEXT_MAX or not fields.id.strip():
+        _check_text("id", fields.id)
+    text = fields.timestamp
+    second, millisecond = _seconds.get(text[:19]), _MILLISECONDS.get(text[19:])
+    if second is None or millisecond is None:
+        second, millisecond = _learn_instant(text)
+    return fields, _cents(bytes(fields.montant)), second + millisecond
 
 
 def parse(value: bytes | None, now: datetime) -> Transaction:
-    """Transaction contenue dans un message. ``now`` : l'heure présente, UTC.
-
-    Lève InvalidTransaction si ce n'est pas du JSON, s'il manque un champ, si une valeur est absurde.
-    """
-    try:
-        data = _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidTransaction(f"JSON illisible : {error}") from error
-    if not isinstance(data, dict):
-        raise InvalidTransaction("un objet JSON est attendu")
-    return from_fields(data, now)
+    """Transaction contenue dans un message. ``now`` : l'heure présente, UTC ; lève InvalidTransaction."""
+    return _transaction(read(value), now)
 
 
-def from_fields(data: dict[str, Any], now: datetime) -> Transaction:
-    """Transaction dont les champs sont donnés ; le montant est un nombre (int ou Decimal), le reste du texte."""
-    if missing := [field for field in FIELDS if data.get(field) is None]:
+def from_fields(data: Mapping[str, str], now: datetime) -> Transaction:
+    """Transaction d'une ligne de CSV. Lève InvalidTransaction."""
+    if missing := [field for field in FIELDS if not data.get(field)]:
         raise InvalidTransaction(f"champ absent : {', '.join(missing)}")
-    kind = _text(data, "type")
-    if kind not in TYPES:
-        raise InvalidTransaction(f"type : {kind!r} n'est pas un de {', '.join(TYPES)}")
-    texts = {field: _text(data, field) for field in ("id", "compte", "region", "canal")}
-    return Transaction(timestamp=_instant(data["timestamp"], now), montant=_amount(data["montant"]), type=kind, **texts)
+    if not _NUMBER.fullmatch(data["montant"]):
+        raise InvalidTransaction("montant : un nombre est attendu")
+    fields = Fields(
+        data["id"], data["timestamp"], msgspec.Raw(data["montant"].encode()), data["type"], data["compte"],
+        data["region"], data["canal"],
+    )  # fmt: skip
+    return _transaction(check(fields), now)
 
 
-def _text(data: dict[str, Any], field: str) -> str:
-    value = data[field]
-    if not isinstance(value, str) or not value.strip():
+def _transaction(read: Read, now: datetime) -> Transaction:
+    fields, cents, instant = read
+    timestamp = _EPOCH + timedelta(milliseconds=instant)
+    if timestamp > now + FUTURE_TOLERANCE:
+        raise InvalidTransaction(f"timestamp : {fields.timestamp} est trop ancien ou dans le futur")
+    return Transaction(fields.id, timestamp, cents * CENT, fields.type, fields.compte, fields.region, fields.canal)
+
+
+def _why(value: bytes, error: Exception) -> str:
+    """Ce qui ne va pas dans un message que l'analyseur refuse."""
+    try:
+        data = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        where = re.search(r"byte (\d+)", str(error))
+        return "JSON illisible" + (f" (octet {where[1]})" if where else "")
+    if not isinstance(data, dict):
+        return "un objet JSON est attendu"
+    if missing := [field for field in FIELDS if data.get(field) is None]:
+        return f"champ absent : {', '.join(missing)}"
+    wrong = [field for field in FIELDS if field != "montant" and not isinstance(data[field], str)]
+    return f"{', '.join(wrong)} : un texte est attendu"
+
+
+def _check_text(field: str, value: str) -> None:
+    if not value.strip():
         raise InvalidTransaction(f"{field} : un texte est attendu")
     if len(value) > TEXT_MAX or _CONTROL.search(value):
         raise InvalidTransaction(f"{field} : {TEXT_MAX} caractères imprimables au plus")
-    return value
 
 
-def _amount(value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise InvalidTransaction("montant : un nombre est attendu")
-    amount = Decimal(value)
-    if not 0 < amount <= MONTANT_MAX:
-        raise InvalidTransaction(f"montant : {amount:.6g} n'est pas entre 0,01 et {MONTANT_MAX} euros")
-    exact = amount.quantize(CENT)
-    if exact != amount:
-        raise InvalidTransaction("montant : deux décimales au plus")
-    return exact
+def _learn_texts(fields: Fields) -> None:
+    for field in ("compte", "region", "canal"):
+        _check_text(field, getattr(fields, field))
+    if len(_texts) > LEARNED:
+        _texts.clear()
+    _texts.update((fields.compte, fields.region, fields.canal))
 
 
-def _instant(value: Any, now: datetime) -> datetime:
+def _learn_instant(text: str) -> tuple[int, int]:
     expected = "timestamp : AAAA-MM-JJTHH:MM:SS.mmmZ est attendu"
-    if not isinstance(value, str) or not _TIMESTAMP.fullmatch(value):
+    if not _TIMESTAMP.fullmatch(text):
         raise InvalidTransaction(expected)
     try:
-        instant = datetime.fromisoformat(value)
+        instant = datetime.fromisoformat(text[:19] + "+00:00")
     except ValueError:
         raise InvalidTransaction(expected) from None
-    if not OLDEST <= instant <= now + FUTURE_TOLERANCE:
-        raise InvalidTransaction(f"timestamp : {value} est trop ancien ou dans le futur")
-    return instant
+    if instant < OLDEST:
+        raise InvalidTransaction(f"timestamp : {text} est trop ancien ou dans le futur")
+    if len(_seconds) > LEARNED:
+        _seconds.clear()
+    second = _seconds[text[:19]] = (instant - _EPOCH) // timedelta(milliseconds=1)
+    return second, _MILLISECONDS[text[19:]]
 
 
-def amount_or_text(field: str, text: Any) -> Any:
-    """Champ d'une ligne de CSV : un montant lisible devient un Decimal, tout le reste est gardé tel quel."""
-    if field == "montant" and isinstance(text, str) and _NUMBER.fullmatch(text):
-        return Decimal(text)
-    return text
+def _cents(text: bytes) -> int:
+    """Un nombre JSON, en centimes, exact."""
+    if text == b"null":
+        raise InvalidTransaction("champ absent : montant")
+    try:
+        value = float(text) if len(text) <= SHORT_NUMBER else Decimal(text.decode())
+    except (ValueError, InvalidOperation):
+        raise InvalidTransaction("montant : un nombre est attendu") from None
+    if not 0 < value <= MAX_EUROS:
+        raise InvalidTransaction(f"montant : {value:.6g} n'est pas entre 0,01 et {MAX_EUROS} euros")
+    cents = round(value * 100)
+    if (cents / 100 if isinstance(value, float) else cents * CENT) != value:
+        raise InvalidTransaction("montant : deux décimales au plus")
+    return cents
 
 
 # --- Écrire ---
@@ -182,7 +250,7 @@ def generate(seed: int, start: datetime, rate: float) -> Iterator[Transaction]:
         number += 1
         kind = dice.choices(kinds, weights)[0]
         # Loi log-normale : beaucoup de petits montants, quelques gros ; en centimes entiers, donc exact.
-        cents = max(1, min(int(dice.lognormvariate(0, 0.9) * TYPES[kind][1] * 100), int(MONTANT_MAX) * 100))
+        cents = max(1, min(int(dice.lognormvariate(0, 0.9) * TYPES[kind][1] * 100), MAX_EUROS * 100))
         instant = start + timedelta(milliseconds=int(number * 1000 / rate))
         compte = dice.randrange(COMPTES)
         yield Transaction(

@@ -2,7 +2,8 @@
 
 Une telle fonction reçoit une Transaction et rend les champs à lui ajouter. Elle peut prendre son temps : le
 membre reste dans son groupe. Elle lève TransientError si un nouvel essai peut réussir (un service
-ne répond pas), InvalidTransaction si la transaction est à refuser pour de bon.
+ne répond pas), InvalidTransaction si la transaction est à refuser pour de bon. Toute autre erreur est une
+erreur de la fonction, pas de la transaction.
 """
 
 import argparse
@@ -17,42 +18,54 @@ from confluent_kafka import Message
 
 from exercice2.transactions import InvalidTransaction, Transaction, enrich, parse, to_json
 
-__all__ = ["Outcome", "TransientError", "Work", "do_work", "enrich", "flaky", "load_work", "slow"]
+__all__ = ["Done", "TransientError", "Work", "do_work", "enrich", "flaky", "load_work", "slow"]
 
 Work = Callable[[Transaction], dict[str, object]]
+
+ON_ERROR = ("stop", "retry", "dead-letter")
+OUTPUT_BYTES = 1_000_000  # ce qu'un topic accepte, sans réglage
 
 
 class TransientError(Exception):
     """Le travail a échoué, mais un nouvel essai peut réussir ; le texte dit pourquoi, en une phrase."""
 
 
-class Outcome(NamedTuple):
-    """Ce que le travail a donné pour un message : une sortie, un refus (``reason``), ou un essai raté (``retry``)."""
+class Done(NamedTuple):
+    """Le travail d'un message : une sortie, un refus (``reason``), un essai raté (``retry``), une erreur du travail."""
 
     message: Message
     key: str = ""
     output: bytes | None = None
     reason: str | None = None
     retry: str | None = None
+    mistake: str | None = None
 
 
-def do_work(work: Work, messages: list[Message], now: datetime, go_on: Callable[[], bool]) -> list[Outcome]:
+def do_work(work: Work, messages: list[Message], now: datetime, go_on: Callable[[], bool]) -> list[Done]:
     """Le travail de messages d'une même partition, dans l'ordre ; s'arrête au premier essai raté, ou à ``go_on``."""
-    outcomes: list[Outcome] = []
+    found: list[Done] = []
     for message in messages:
         if not go_on():
             break
-        try:
-            transaction = parse(message.value(), now)
-            outcomes.append(Outcome(message, transaction.compte, to_json(transaction, **work(transaction))))
-        except InvalidTransaction as error:
-            outcomes.append(Outcome(message, reason=str(error)))
-        except TransientError as error:
-            outcomes.append(Outcome(message, retry=str(error)))
+        found.append(_do(work, message, now))
+        if found[-1].retry or found[-1].mistake:
             break
-        except Exception as error:
-            outcomes.append(Outcome(message, reason=f"{type(error).__name__} : {error}"))
-    return outcomes
+    return found
+
+
+def _do(work: Work, message: Message, now: datetime) -> Done:
+    try:
+        transaction = parse(message.value(), now)
+        output = to_json(transaction, **work(transaction))
+    except InvalidTransaction as error:
+        return Done(message, reason=str(error))
+    except TransientError as error:
+        return Done(message, retry=str(error))
+    except Exception as error:
+        return Done(message, mistake=f"{type(error).__name__} : {error}")
+    if len(output) > OUTPUT_BYTES:
+        return Done(message, mistake=f"une sortie de {len(output)} octets, plus que {OUTPUT_BYTES}")
+    return Done(message, transaction.compte, output)
 
 
 def load_work(text: str) -> Work:

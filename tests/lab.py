@@ -29,7 +29,7 @@ from commun.exactly_once import Positions, open_producer
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
 from commun.topics import read_topic
-from exercice2.producer_resilient import PARTITIONS
+from exercice2.topic import PARTITIONS
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 

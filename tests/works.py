@@ -1,5 +1,6 @@
 """Des travaux d'essai pour consumer_resilient.py (--work tests.works:…)."""
 
+import sys
 import time
 from collections import Counter
 
@@ -31,3 +32,10 @@ def very_slow(transaction: Transaction) -> dict[str, object]:
     """Dure plus qu'une session (6 s) et qu'une transaction Kafka (10 s)."""
     time.sleep(12)
     return enrich(transaction)
+
+
+def blocked(transaction: Transaction) -> dict[str, object]:
+    """Ne rend jamais la main."""
+    print("je suis bloqué", file=sys.stderr, flush=True)
+    time.sleep(3600)
+    return {}

@@ -109,7 +109,8 @@ def test_failing_work(bank_lab: BankLab) -> None:
     assert "Essai raté" in said
     said = bank_lab.consume("--work", "tests.works:never", "--max-attempts", "2", "--group", f"{bank_lab.topic}-b")
     assert "0 validées, 12 lettres mortes, 12 nouveaux essais" in said
-    said = bank_lab.consume("--work", "tests.works:mistaken", "--group", f"{bank_lab.topic}-c")
+    mistaken = ("--work", "tests.works:mistaken", "--group", f"{bank_lab.topic}-c")
+    said = bank_lab.consume(*mistaken, "--on-error", "dead-letter")
     assert "0 validées, 12 lettres mortes" in said
     assert "ZeroDivisionError" in said
 

@@ -13,9 +13,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from commun.kafka import client_config, ensure_topics
 from commun.settings import bootstrap_servers, setting
-from exercice2.compare_windows import push_watermark
-from exercice2.engines import Case, Rows, flink_reads_to_end, rows
-from exercice2.producer_resilient import PARTITIONS
+from exercice2.topic import PARTITIONS
+from exercice2.verification.compare_windows import push_watermark
+from exercice2.verification.flink_beside import Case, Rows, flink_reads_to_end, rows
 from services.stack import FLINK_NAMES
 from tests.conftest import listening_addresses, services
 from tests.lab import BankLab, wait_until

@@ -22,10 +22,10 @@ import pytest
 from confluent_kafka import Consumer
 
 from commun.kafka import client_config
-from exercice2.chaos import transactions
-from exercice2.producer_resilient import PARTITIONS
+from exercice2.topic import PARTITIONS
 from exercice2.transactions import Transaction, generate, to_json
-from exercice2.verdicts import SIZE, Window, expected_windows, judge_windows
+from exercice2.verification.chaos import transactions
+from exercice2.verification.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
 
 

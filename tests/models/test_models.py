@@ -9,12 +9,16 @@ import pytest
 from commun.settings import ROOT
 from tests.models.put_back import FAULTS, search
 
-COUNTS = {"lives": ("LIVES", "400", "vies"), "claims": ("CLAIMS", "500", "histoires")}
+COUNTS = {
+    "lives": ("LIVES", "400", "vies"),
+    "claims": ("CLAIMS", "500", "histoires"),
+    "groups": ("GROUPS", "400", "histoires"),
+}
 
 
 @pytest.mark.parametrize("model", COUNTS)
 def test_any_history(model: str) -> None:
-    """Chaque ligne une fois, quoi qu'il arrive aux fichiers, au lecteur et à ceux qui se disputent une source."""
+    """Chaque ligne une fois, quoi qu'il arrive aux fichiers, au lecteur, aux sources disputées, aux groupes."""
     variable, usual, word = COUNTS[model]
     count = os.environ.get(variable, usual)
     command = [sys.executable, "-m", f"tests.models.{model}", count]  # un processus neuf : celui-ci a des fils de Kafka
@@ -27,3 +31,10 @@ def test_any_history(model: str) -> None:
 def test_a_fault_put_back_is_found(fault: str) -> None:
     """Le modèle voit chaque faute d'autrefois, remise dans le vrai code."""
     assert search(fault)
+
+
+def test_faults_put_back_are_found() -> None:
+    """Chaque faute d'autrefois, remise dans le membre d'un groupe, est trouvée par le modèle."""
+    command = [sys.executable, "-m", "tests.models.mutants"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ import yaml
 
 from commun.settings import ROOT
 from exercice2 import kafka_monitor
-from exercice2.producer_resilient import PARTITIONS, TOPIC, TOPIC_CONFIG
+from exercice2.topic import PARTITIONS, TOPIC, TOPIC_CONFIG
 from services.health import read_topics
 from services.stack import CONFIG
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from exercice2.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
-from exercice2.results import alert_option, euros, instant_text, mean, per_second
-from exercice2.results import to_json as to_result
+from exercice2.fenetres.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
+from exercice2.fenetres.published import alert_option, euros, instant_text, mean, per_second
+from exercice2.fenetres.published import to_json as to_result
+from exercice2.fenetres.windows import NEVER, HopWindows, Result, TrailingWindows
 from exercice2.transactions import InvalidTransaction, generate, parse, to_json
-from exercice2.windows import NEVER, HopWindows, Result, TrailingWindows
 
 BASE = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
 NOW = BASE + 10**12

@@ -19,7 +19,8 @@ from commun.kafka import DEAD_LETTER_TOPIC
 from commun.settings import ROOT, defaults
 from exercice1 import consumer as csv_consumer
 from exercice1 import topic as csv_topic
-from exercice2 import consumer_resilient, kafka_monitor, producer_resilient
+from exercice2 import kafka_monitor
+from exercice2 import topic as bank_topic
 from exercice3 import consumer, pg, producer, schedule_export
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
@@ -284,11 +285,11 @@ def test_scripts_and_topics_file_agree() -> None:
     name, copies = producer.TOPIC, producer.REPLICATION_FACTOR
     assert topics[name] == (producer.PARTITIONS, copies, producer.TOPIC_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
-    name, copies = producer_resilient.TOPIC, producer_resilient.REPLICATION_FACTOR
-    stream = (producer_resilient.PARTITIONS, copies, producer_resilient.TOPIC_CONFIG)
-    assert topics[name] == topics[consumer_resilient.VALID_TOPIC] == topics[kafka_monitor.OUTPUT] == stream
+    name, copies = bank_topic.TOPIC, bank_topic.REPLICATION_FACTOR
+    stream = (bank_topic.PARTITIONS, copies, bank_topic.TOPIC_CONFIG)
+    assert topics[name] == topics[bank_topic.VALID_TOPIC] == topics[kafka_monitor.OUTPUT] == stream
     assert topics[f"{kafka_monitor.OUTPUT}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
-    assert topics[kafka_monitor.ALERTS] == (1, copies, producer_resilient.TOPIC_CONFIG)
+    assert topics[kafka_monitor.ALERTS] == (1, copies, bank_topic.TOPIC_CONFIG)
     assert topics[f"{name}-positions"] == (1, copies, POSITIONS_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
     name, copies = csv_topic.TOPIC, csv_topic.REPLICATION_FACTOR

@@ -1,4 +1,4 @@
-"""Les règles d'une transaction, sa fabrication, et les places d'un consommateur : sans serveur."""
+"""Les règles d'une transaction, sa fabrication, sa lecture dans un fichier : sans serveur."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -6,13 +6,14 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exercice2.deliveries import Deliveries
-from exercice2.offsets import Offsets
+from exercice2.fenetres.partials import Reader
 from exercice2.sources import CsvFile, Generated, Saved
 from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, parse, to_json
 
@@ -36,6 +37,7 @@ def test_round_trip() -> None:
         ({"montant": -5}, "montant"),
         ({"montant": 50_001}, "montant"),
         ({"montant": 1.234}, "décimales"),
+        ({"montant": 1e-320}, "décimales"),
         ({"montant": "12"}, "nombre"),
         ({"montant": True}, "nombre"),
         ({"montant": None}, "champ absent : montant"),
@@ -59,6 +61,35 @@ def test_not_an_object(value: bytes | None) -> None:
     """Ce qui n'est pas un objet JSON est refusé."""
     with pytest.raises(InvalidTransaction):
         parse(value, NOW)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        ("20.000000000000000001", "décimales"), ("50000.0000000000001", "entre"), ("1e99999999999999999999", "nombre"),
+        ("1e400", "entre"), ("-0", "entre"), ("0.004", "décimales"), ("12.34", ""), ("1234e-2", ""), ("5e4", ""),
+        ("12.340000000000000000000", ""),
+    ],
+)  # fmt: skip
+def test_one_verdict(number: str, reason: str) -> None:
+    """Le consommateur et le moniteur jugent de même, à la dernière décimale, quel que soit le nombre."""
+    value = json.dumps(GOOD).replace("12.34", number).encode()
+    record = mock.Mock(value=lambda: value, offset=lambda: 0)
+    entries, rejected = Reader(None, 10**13).read([record], 0)
+    if reason:
+        assert reason in rejected[0][1]
+        with pytest.raises(InvalidTransaction, match=reason):
+            parse(value, NOW)
+    else:
+        assert Decimal(entries[0][1]) / 100 == parse(value, NOW).montant == Decimal(number)
+
+
+def test_another_field_is_any_number() -> None:
+    """Un nombre que Python ne sait pas représenter, dans un champ de plus, n'arrête rien."""
+    value = json.dumps(GOOD).encode()[:-1] + b',"x":1e99999999999999999999}'
+    assert parse(value, NOW).id == "a-1"
+    with pytest.raises(InvalidTransaction):
+        parse(b'{"x":1e99999999999999999999}', NOW)
 
 
 def test_enrich() -> None:
@@ -94,9 +125,9 @@ def test_disorder_is_real() -> None:
 def test_generated_source_resumes(cut: int, spread: float) -> None:
     """Reprise n'importe où, la suite fabriquée continue exactement."""
     source = Generated(3, 0, spread, 120)
-    whole = list(source.resume(Saved()))
+    whole = list(source.resume(Saved())[1])
     assert [item.transaction for item in whole[cut:]] == [
-        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))
+        item.transaction for item in Generated(3, 0, spread, 120).resume(source.mark(cut))[1]
     ]
 
 
@@ -107,35 +138,18 @@ def test_file_source_resumes(tmp_path: Path) -> None:
     row = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"
     path.write_text(head + row.format(1) + "trop,court\n" + row.format(2), encoding="utf-8")
     said: list[str] = []
-    source = CsvFile(path, 0, None, said.append)
-    items = list(source.resume(Saved()))
+    source = CsvFile(path, None, said.append)
+    items = list(source.resume(Saved())[1])
     assert [item.transaction.id if item.transaction else item.raw for item in items] == ["a-1", b"trop,court\n", "a-2"]
     assert items[1].line == 3
     saved = source.mark(3)
     with path.open("a", encoding="utf-8") as file:
         file.write(row.format(3))
-    later = [item.transaction for item in CsvFile(path, 0, None, said.append).resume(saved)]
+    later = [item.transaction for item in CsvFile(path, None, said.append).resume(saved)[1]]
     assert [transaction.id for transaction in later if transaction] == ["a-3"]
     path.write_text(head + row.format(9), encoding="utf-8")
-    assert len(list(CsvFile(path, 0, None, said.append).resume(saved))) == 1
+    assert len(list(CsvFile(path, None, said.append).resume(saved)[1])) == 1
     assert "n'est plus le fichier déjà envoyé" in said[-1]
-
-
-def test_offsets() -> None:
-    """Une réattribution fait oublier ce qui était en cours ; un retour en arrière rend toutes les places validées."""
-    offsets = Offsets()
-    offsets.assign(0, 10)
-    offsets.assign(1, -2)
-    first = offsets.owned[0]
-    first.done, offsets.owned[1].done = 15, 3
-    assert offsets.pending() == {0: 15, 1: 3}
-    assert offsets.count() == 8
-    offsets.commit({0: 15})
-    assert offsets.pending() == {1: 3}
-    assert offsets.rollback() == {0: 15, 1: -2}
-    assert not offsets.holds(first)
-    offsets.revoke(1)
-    assert offsets.rollback() == {0: 15}
 
 
 def test_deliveries() -> None:

@@ -8,7 +8,7 @@ from itertools import islice
 import msgspec
 
 from exercice2.transactions import generate, number_of
-from exercice2.verdicts import Window, expected_windows, judge, judge_windows
+from exercice2.verification.verdicts import Window, expected_windows, holes_of, judge, judge_windows
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -50,3 +50,10 @@ def test_judge_windows_sees_every_fault() -> None:
     assert judge_windows(expected, [*rows, rows[3]]) == (0, 1, 0, 0)
     assert judge_windows(expected, [*rows, other]) == (0, 0, 1, 0)
     assert judge_windows(expected, [wrong, *rows[1:]]) == (0, 0, 0, 1)
+
+
+def test_holes() -> None:
+    """Un numéro répété ne cache pas celui qui manque."""
+    assert [holes_of([f"g-{number}" for number in numbers]) for numbers in ([], [1, 2, 3], [1, 2, 2, 4], [2])] == [
+        0, 0, 2, 1,
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commun.settings import ROOT
-from exercice2.windows import NEVER, HopWindows, Late, Result, Slicing, TrailingWindows, Watermarks
+from exercice2.fenetres.windows import NEVER, HopWindows, Late, Result, Slicing, TrailingWindows, Watermarks
 from tests.window_cases import CASES, END, Case, Row, load
 
 ORIGINALS = ROOT.parent / "shared" / "window_cases"

@@ -1,72 +1,14 @@
-"""Fenêtres glissantes en temps d'événement : exactes, rejouables. Logique pure, sans Kafka ni horloge.
-
-    windows = HopWindows(size=60_000, slide=10_000)       une minute, toutes les dix secondes
-    windows.add("paiement", 1990, 1_767_225_600_123)      un événement : clé, valeur, instant
-    windows.advance(1_767_225_665_000)                    le watermark avance : rend les fenêtres closes
-    windows.take_updates(), windows.take_late()           corrections et événements refusés depuis le dernier appel
-
-Un instant est un entier, en millisecondes depuis 1970 (négatif avant). Une valeur est un nombre exact (des
-centimes entiers, un Decimal) : une somme de flottants dériverait. Une clé est n'importe quel objet hachable.
-
-Deux sortes de fenêtres, égales à celles d'Apache Flink SQL :
-
-HopWindows        [début, fin[, de longueur ``size``, alignées sur 1970, une tous les ``slide`` (HOP). Une
-                  fenêtre sans événement n'existe pas. Plus long que ``size``, ``slide`` laisse des trous.
-TrailingWindows   pour chaque événement, les ``size`` dernières millisecondes de sa clé, bornes comprises
-                  (OVER … RANGE PRECEDING). Les événements du même instant reçoivent le même résultat.
-
-Le watermark W dit : « plus rien n'arrivera d'antérieur ou égal à W ». Une fenêtre se ferme quand W atteint sa
-dernière milliseconde (fin - 1), une fois, et ne change plus, sauf tolérance (``grace``). Un événement en retard se
-juge fenêtre par fenêtre : il compte dans celles qui sont encore ouvertes ; il est refusé s'il n'en reste aucune.
+"""Fenêtres [début, fin[ alignées, une tous les « slide » : HOP de Flink. Logique pure, sans Kafka ni horloge.
 
 Coût : une tranche (le temps entre deux bords de fenêtres) par clé au lieu d'un événement ; au passage d'une
 fenêtre à la suivante, on ajoute les tranches qui entrent et on retranche celles qui sortent.
 """
 
-from collections import deque
-from collections.abc import Hashable, Iterable
-from heapq import heappop, heappush
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-import msgspec
-
-NEVER = -(1 << 62)  # avant tout instant : le watermark de départ
-
-Key = Hashable
-Stats = list[Any]  # [nombre, somme, minimum, maximum]
-
-
-class Result(msgspec.Struct, frozen=True):
-    """Une fenêtre et son contenu. ``final`` : faux pour une correction (``update``) ou un aperçu."""
-
-    key: Any
-    start: int
-    end: int  # exclue pour HopWindows, comprise pour TrailingWindows
-    count: int
-    sum: Any
-    min: Any
-    max: Any
-    final: bool = True
-    tag: Any = None  # TrailingWindows : ce que l'événement portait
-
-
-class Late(msgspec.Struct, frozen=True):
-    """Un événement refusé : toutes ses fenêtres étaient closes au watermark ``watermark``."""
-
-    key: Any
-    value: Any
-    timestamp: int
-    watermark: int
-    tag: Any = None
-
-
-def merge(into: Stats, other: Stats) -> None:
-    """Ajoute ``other`` à ``into``."""
-    into[0] += other[0]
-    into[1] += other[1]
-    into[2] = min(into[2], other[2])
-    into[3] = max(into[3], other[3])
+from exercice2.fenetres.window import NEVER, Key, Late, Result, Stats, by_key, merge
 
 
 class Slicing:
@@ -188,7 +130,7 @@ class HopWindows:
             start = self.slicing.start(window)
             end = start + self.slicing.size
             rows = [Result(key, start, end, *stats) for key, stats in self._running.items()]
-            found += sorted(rows, key=_by_key)
+            found += sorted(rows, key=by_key)
             window = self._next(window + 1)
         self._forget()
         return found
@@ -257,7 +199,7 @@ class HopWindows:
         """Calcule les corrections tant que leurs tranches sont là."""
         found = [self.current(key, window) for window, key in self._updated]
         self._updated.clear()
-        self._corrected += sorted(found, key=lambda result: (result.end, *_by_key(result)))
+        self._corrected += sorted(found, key=lambda result: (result.end, *by_key(result)))
 
     def take_late(self) -> list[Late]:
         """Les événements refusés depuis le dernier appel."""
@@ -293,158 +235,3 @@ class HopWindows:
         """Watermark à partir duquel une tranche ne compte plus pour rien."""
         windows = self.slicing.windows_of(number)
         return self.slicing.last_instant(windows[-1]) + self.grace if windows else NEVER
-
-
-class _Trail:
-    """Ce qu'une clé a eu dans les ``size`` dernières millisecondes."""
-
-    __slots__ = ("events", "highest", "last", "lowest", "sum")
-
-    def __init__(self) -> None:
-        self.events: deque[tuple[int, Any]] = deque()  # instant, valeur
-        self.lowest: deque[tuple[int, Any]] = deque()  # valeurs croissantes : la première est le minimum
-        self.highest: deque[tuple[int, Any]] = deque()  # valeurs décroissantes : la première est le maximum
-        self.sum: Any = 0
-        self.last = NEVER  # instant du dernier résultat rendu
-
-    def push(self, instant: int, value: Any) -> None:
-        """Un événement, plus récent que les autres ou du même instant que le dernier."""
-        self.events.append((instant, value))
-        self.sum += value
-        lowest, highest = self.lowest, self.highest
-        while lowest and lowest[-1][1] >= value:
-            lowest.pop()
-        lowest.append((instant, value))
-        while highest and highest[-1][1] <= value:
-            highest.pop()
-        highest.append((instant, value))
-
-    def evict(self, start: int) -> None:
-        """Oublie ce qui précède ``start`` ; il reste toujours un événement."""
-        events, lowest, highest = self.events, self.lowest, self.highest
-        while events[0][0] < start:
-            self.sum -= events.popleft()[1]
-        while lowest[0][0] < start:
-            lowest.popleft()
-        while highest[0][0] < start:
-            highest.popleft()
-
-
-class TrailingWindows:
-    """Pour chaque événement, la fenêtre [instant - size, instant] de sa clé, rendue quand le watermark y arrive.
-
-    Un événement est refusé s'il n'est pas postérieur au dernier résultat rendu pour sa clé, comme dans Flink.
-    ``max_late`` : refuse aussi ce qui a au moins ce retard sur le watermark ; la mémoire est alors celle des
-    clés récentes, et non de toutes celles que le flux a portées.
-    """
-
-    def __init__(self, size: int, max_late: int | None = None) -> None:
-        if size <= 0:
-            raise ValueError("size est strictement positif")
-        self.size, self.max_late = size, max_late
-        self.watermark = NEVER
-        self._waiting: list[tuple[int, int, Key, Any, Any]] = []  # tas : instant, rang d'arrivée, clé, valeur, tag
-        self._trails: dict[Key, _Trail] = {}
-        self._sweep_at = NEVER
-        self._rank = 0
-        self._late: list[Late] = []
-
-    def add(self, key: Key, value: Any, timestamp: int, tag: Any = None) -> bool:
-        """Un événement ; faux s'il est refusé (voir ``take_late``)."""
-        if timestamp <= self.watermark and self._too_late(key, timestamp):
-            self._late.append(Late(key, value, timestamp, self.watermark, tag))
-            return False
-        self._rank += 1
-        heappush(self._waiting, (timestamp, self._rank, key, value, tag))
-        return True
-
-    def _too_late(self, key: Key, timestamp: int) -> bool:
-        if self.max_late is not None and timestamp <= self.watermark - self.max_late:
-            return True
-        return key in self._trails and timestamp <= self._trails[key].last
-
-    def advance(self, watermark: int) -> list[Result]:
-        """Un résultat par événement que ``watermark`` atteint, par instant croissant puis par rang d'arrivée."""
-        if watermark < self.watermark:
-            return []
-        self.watermark = watermark
-        waiting, size, trails, found = self._waiting, self.size, self._trails, list[Result]()
-        while waiting and (instant := waiting[0][0]) <= watermark:
-            together: list[tuple[_Trail, Key, Any]] = []  # ceux du même instant
-            while waiting and waiting[0][0] == instant:
-                _, _, key, value, tag = heappop(waiting)
-                trail = trails.get(key)
-                if trail is None:
-                    trail = trails[key] = _Trail()
-                trail.push(instant, value)
-                together.append((trail, key, tag))
-            start = instant - size
-            for trail, key, tag in together:
-                trail.evict(start)
-                trail.last = instant
-                content = len(trail.events), trail.sum, trail.lowest[0][1], trail.highest[0][1]
-                found.append(Result(key, start, instant, *content, True, tag))
-        self._sweep()
-        return found
-
-    def _sweep(self) -> None:
-        """Oublie les clés muettes, une fois par longueur de fenêtre."""
-        if self.max_late is None or self.watermark < self._sweep_at:
-            return
-        self._sweep_at = self.watermark + self.size
-        oldest = self.watermark - self.max_late - self.size
-        for key in [key for key, trail in self._trails.items() if trail.last < oldest]:
-            del self._trails[key]
-
-    def take_updates(self) -> list[Result]:
-        """Toujours vide : un résultat rendu ne change plus."""
-        return []
-
-    def preview(self, keys: Iterable[Key], limit: int) -> list[Result]:
-        """Toujours vide : une fenêtre n'existe pas avant son événement."""
-        return []
-
-    def take_late(self) -> list[Late]:
-        """Les événements refusés depuis le dernier appel."""
-        late, self._late = self._late, []
-        return late
-
-    def open_until(self, timestamp: int) -> int:
-        """Watermark à partir duquel un événement de cet instant ne compte plus pour rien."""
-        if self.max_late is None:
-            raise ValueError("sans max_late, un événement compte toujours")
-        return timestamp + self.size + self.max_late
-
-
-class Watermarks:
-    """Le watermark de chaque partition, et celui de l'ensemble : le plus petit de ceux qui ne sont pas inactifs.
-
-    Une partition dont on ne sait rien retient tout, comme dans Flink, jusqu'à ce qu'elle soit dite inactive. Toutes
-    inactives, c'est la plus avancée qui décide : l'ordre dans lequel elles se sont tues n'y change rien.
-    """
-
-    def __init__(self, partitions: Iterable[int]) -> None:
-        self.by_partition: dict[int, int] = dict.fromkeys(partitions, NEVER)
-        self.idle: set[int] = set()
-        self.overall = NEVER
-
-    def update(self, partition: int, watermark: int) -> int:
-        """La partition en est à ``watermark`` et n'est plus inactive ; rend le watermark de l'ensemble."""
-        self.idle.discard(partition)
-        self.by_partition[partition] = max(watermark, self.by_partition[partition])
-        return self._overall()
-
-    def set_idle(self, partition: int) -> int:
-        """La partition est inactive : elle ne retient plus les autres ; rend le watermark de l'ensemble."""
-        self.idle.add(partition)
-        return self._overall()
-
-    def _overall(self) -> int:
-        active = [watermark for partition, watermark in self.by_partition.items() if partition not in self.idle]
-        self.overall = max(self.overall, min(active) if active else max(self.by_partition.values()))
-        return self.overall
-
-
-def _by_key(result: Result) -> tuple[bool, Any]:
-    """Ordre des clés : les absentes d'abord, les autres par leur texte."""
-    return (result.key is not None, "" if result.key is None else str(result.key))

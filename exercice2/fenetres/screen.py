@@ -15,13 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from commun.cli import french_number
-from exercice2.results import instant_text, key_text, per_second
-from exercice2.windows import NEVER, Result
+from exercice2.fenetres.published import instant_text, key_text, per_second
+from exercice2.fenetres.windows import NEVER, Result
 
 log = logging.getLogger("pipeline")
 
 KEPT = 12  # fenêtres retenues par clé, pour le trait
 KEYS = 15  # clés affichées
+MOST_KEYS = 1000  # clés retenues : celles qui se taisent s'oublient, la mémoire ne grandit pas avec le temps
 WIDE = 140  # colonnes d'un terminal où tout tient
 REFRESH_SECONDS = 0.5  # du tableau
 REPORT_SECONDS = 10.0  # du compte rendu, avec les lignes JSON
@@ -79,17 +80,42 @@ class Screen:
 
     def __init__(self, style: str) -> None:
         self.live = Live(console=Console(), auto_refresh=False) if style == "table" else None
-        self._last: dict[Any, deque[Result]] = {}
+        self.last: dict[Any, deque[Result]] = {}  # la clé la plus anciennement publiée d'abord
         self._shown_at = time.monotonic()
+        self._streams: dict[logging.StreamHandler[Any], Any] = {}
 
     def __enter__(self) -> Self:
         if self.live:
             self.live.start()
+            if sys.__stderr__ and sys.__stderr__.isatty():  # le journal s'écrit au-dessus du tableau, pas dedans
+                handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+                self._streams = {handler: handler.setStream(sys.stderr) for handler in handlers}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
+        for handler, stream in self._streams.items():
+            if stream:
+                handler.setStream(stream)
+
+    def keep(self, result: Result) -> None:
+        """Retient une fenêtre publiée."""
+        past = self.last.pop(result.key, None) or deque(maxlen=KEPT)
+        past.append(result)
+        self.last[result.key] = past
+        while len(self.last) > MOST_KEYS:
+            del self.last[next(iter(self.last))]
+
+    def ranked(self) -> list[Any]:
+        """Les clés à montrer : celles qui vivent encore d'abord, puis les plus gros totaux."""
+        newest = max((past[-1].end for past in self.last.values()), default=0)
+
+        def rank(key: Any) -> tuple[bool, Any]:
+            one = self.last[key][-1]
+            return newest - one.end > one.end - one.start, -one.sum
+
+        return sorted(self.last, key=rank)[:KEYS]
 
     def show(self, published: list[Published], numbers: Numbers, preview: Preview) -> None:
         """De nouvelles fenêtres, et où en est le moniteur."""
@@ -101,7 +127,7 @@ class Screen:
             sys.stdout.flush()
         if self.live is not None:
             for result, _ in published:
-                self._last.setdefault(result.key, deque(maxlen=KEPT)).append(result)
+                self.keep(result)
         if time.monotonic() - self._shown_at < (REFRESH_SECONDS if self.live else REPORT_SECONDS):
             return
         self._shown_at = time.monotonic()
@@ -111,9 +137,9 @@ class Screen:
             self.live.update(self._render(self.live, numbers, preview), refresh=True)
 
     def _render(self, live: Live, numbers: Numbers, preview: Preview) -> Group:
-        shown = sorted(self._last, key=lambda key: -self._last[key][-1].sum)[:KEYS]
+        shown = self.ranked()
         current = {result.key: result for result in preview(shown, KEYS)}
-        shown = [*shown, *(key for key in current if key not in self._last)][:KEYS]
+        shown = [*shown, *(key for key in current if key not in self.last)][:KEYS]
         wide = live.console.width >= WIDE
         filling = next((f", {instant_text(result.end)[11:19]}" for result in current.values()), "") if wide else ""
         names = ["fin", "nombre", "total (€)", *(MORE if wide else ()), "évolution", f"en cours{filling}"]
@@ -124,7 +150,7 @@ class Screen:
         for name in [*names, "total (€)"] if wide else names:
             table.add_column(name, justify="left" if name == "évolution" else "right", no_wrap=True)
         for key in shown:
-            closed = _closed(self._last.get(key), wide) or [""] * (len(names) - 1)
+            closed = _closed(self.last.get(key), wide) or [""] * (len(names) - 1)
             table.add_row(key_text(key), *closed, *_opened(current.get(key), wide))
         alerts = [
             Text(f"ALERTE {text} : {key_text(result.key)}, fin {instant_text(result.end)}", style="bold red")

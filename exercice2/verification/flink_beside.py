@@ -19,19 +19,18 @@ from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, connect, ensure_topics
+from commun.kafka import Config, connect, count_partitions, ensure_topics
 from commun.systems import own_group
 from commun.topics import bounds, read_topic
-from exercice2.kafka_monitor import count_partitions
-from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
-from exercice2.results import ALL
+from exercice2.fenetres.published import ALL
+from exercice2.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from services import health, install
 from services.flink import Flink
 from services.stack import JOBMANAGER, Stack
 
 log = logging.getLogger("pipeline")
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent.parent
 KINDS = {"HOP": (), "OVER": ("--slide", "event")}  # options du moniteur
 PORT_OFFSET = 100  # ce Flink-ci écoute à côté de celui de la pile
 RUN_SECONDS = 240.0  # au plus, pour chaque moteur et chaque cas

@@ -11,17 +11,15 @@ en retard voyage seul, avec le watermark de sa partition à son arrivée : l'ét
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
-from exercice2.transactions import CENT, MONTANT_MAX, TEXT_MAX, InvalidTransaction, parse
-from exercice2.windows import NEVER, HopWindows, Result, Slicing, Stats, TrailingWindows, Watermarks
+from exercice2.fenetres.windows import NEVER, HopWindows, Result, Slicing, Stats, TrailingWindows, Watermarks
+from exercice2.transactions import Fields, InvalidTransaction, read
 
 HOLD_MS, RESUME_MS = 120_000, 60_000  # avance sur la plus lente qui fait attendre une partition, et qui la rend
-LEARNED = 1_000_000  # secondes et textes retenus par le chemin rapide
 Windows = HopWindows | TrailingWindows
 
 
@@ -62,81 +60,35 @@ class Partial(msgspec.Struct, omit_defaults=True):
     events: list[Event] = msgspec.field(default_factory=list)
 
 
-class _Row(msgspec.Struct, gc=False):
-    """Une transaction, contrôlée par msgspec : le chemin rapide, le même verdict que ``transactions.parse``."""
-
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=TEXT_MAX)]
-    timestamp: str
-    montant: Annotated[float, msgspec.Meta(ge=float(CENT), le=float(MONTANT_MAX))]
-    type: Literal["paiement", "retrait", "virement", "depot", "remboursement"]
-    compte: str
-    region: str
-    canal: str
-
-
 class Reader:
-    """Lit des transactions. ``by`` : le champ qui sert de clé, ou rien ; ``max_future_ms`` : avance permise.
-
-    Presque toutes passent par le chemin rapide, qui ne connaît que les secondes et les textes que le chemin lent,
-    ``transactions.parse``, a déjà admis.
-    """
+    """Lit des transactions. ``by`` : le champ qui sert de clé, ou rien ; ``max_future_ms`` : avance permise."""
 
     def __init__(self, by: str | None, max_future_ms: int) -> None:
-        self.by, self.max_future = by, max_future_ms
-        self._key_of: Callable[[_Row], str | None] = attrgetter(by) if by else lambda _: None
-        self._decode = msgspec.json.Decoder(_Row).decode
-        self._seconds: dict[str, int] = {}  # « 2026-01-31T23:59:59 »
-        self._texts: set[str] = set()
-        self._milliseconds = {f".{number:03d}Z": number for number in range(1000)}
+        self.max_future = max_future_ms
+        self._key_of: Callable[[Fields], str | None] = attrgetter(by) if by else lambda _: None
 
     def read(self, records: Sequence[Record], now_ms: int) -> tuple[list[Entry], list[tuple[int, str]]]:
         """Ce que portent des messages ; et ceux qui sont refusés : rang, raison.
 
         Refuse ce qui n'est pas une transaction, et ce qui est daté de plus de ``max_future_ms`` après ``now_ms``.
         """
-        decode, key_of, limit = self._decode, self._key_of, now_ms + self.max_future
-        seconds, milliseconds, texts = self._seconds, self._milliseconds, self._texts
+        key_of, limit = self._key_of, now_ms + self.max_future
         entries: list[Entry] = []
         rejected: list[tuple[int, str]] = []
         for rank, record in enumerate(records):
             try:
-                row = decode(record.value() or b"")
-                text = row.timestamp
-                instant = seconds[text[:19]] + milliseconds[text[19:]]
-                cents = int(row.montant * 100 + 0.5)  # exact si, divisé, il redonne le montant
-                known = row.compte in texts and row.region in texts and row.canal in texts
-                plain = row.id.isprintable() and not row.id.isspace()  # ni caractère de contrôle, ni blanc
-                if known and plain and row.montant == cents / 100 and instant <= limit:
-                    entries.append((key_of(row), cents, instant, record, row.id))
-                    continue
-            except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                pass
-            try:
-                entries.append(self._read_slowly(record, limit))
+                fields, cents, instant = read(record.value())
             except InvalidTransaction as error:
                 rejected.append((rank, str(error)))
+                continue
+            if instant > limit:
+                rejected.append((rank, FUTURE))
+            else:
+                entries.append((key_of(fields), cents, instant, record, fields.id))
         return entries, rejected
 
-    def _read_slowly(self, record: Record, limit: int) -> Entry:
-        """Une seconde ou un texte encore inconnus, ou un message à refuser avec une bonne raison."""
-        transaction = parse(record.value(), _FOREVER)
-        moment = transaction.timestamp.replace(microsecond=0)
-        seconds = (moment - _EPOCH) // _SECOND * 1000
-        for learned in (self._seconds, self._texts):
-            if len(learned) > LEARNED:
-                learned.clear()
-        self._texts.update((transaction.compte, transaction.region, transaction.canal))
-        self._seconds[moment.strftime("%Y-%m-%dT%H:%M:%S")] = seconds
-        instant = seconds + transaction.timestamp.microsecond // 1000
-        if instant > limit:
-            raise InvalidTransaction("timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant")
-        key = str(getattr(transaction, self.by)) if self.by else None
-        return key, int(transaction.montant / CENT), instant, record, transaction.id
 
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC) - _EPOCH
-_FOREVER = datetime(9000, 1, 1, tzinfo=UTC)  # c'est max_future_ms qui juge le futur
+FUTURE = "timestamp : dans le futur ; l'admettre fermerait toutes les fenêtres d'avant"
 
 
 class Combiner:
@@ -247,7 +199,8 @@ class Merger:
 
     def __init__(self, windows: Windows, partitions: Iterable[int], start: int, position: Position | None) -> None:
         self.windows = windows
-        self.marks = Watermarks(partitions)
+        # Reprises, les partitions sont celles d'alors : une autre, ajoutée depuis, n'y a encore rien changé.
+        self.marks = Watermarks(position.watermarks if position else partitions)
         self.published = start  # avant cet offset, les résultats sont déjà publiés : on rejoue en silence
         if position:
             self.published = position.next

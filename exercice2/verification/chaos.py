@@ -36,12 +36,20 @@ from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.topics import read_topic
-from exercice2.transactions import Transaction, number_of, parse
-from exercice2.verdicts import Verdict, Window, WindowsVerdict, expected_windows, judge, judge_windows
+from exercice2.transactions import Transaction, parse
+from exercice2.verification.verdicts import (
+    Verdict,
+    Window,
+    WindowsVerdict,
+    expected_windows,
+    holes_of,
+    judge,
+    judge_windows,
+)
 
 log = logging.getLogger("pipeline")
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent.parent
 BROKERS = ("kafka1", "kafka2", "kafka3")
 CONSUMERS, MONITORS = 3, 2
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
@@ -68,10 +76,14 @@ class Script:
         if self.process.poll() is None:
             self.process.send_signal(number)
 
+    def refuse_dead(self) -> None:
+        """Lève PipelineError s'il s'est arrêté de lui-même : ce n'est pas une panne qu'on lui a faite."""
+        if (code := self.process.poll()) is not None:
+            raise PipelineError(f"{self.command[0]} s'est arrêté de lui-même (code {code}) : lisez {self.log_path}.")
+
     def restart(self) -> None:
-        """Le relance s'il ne tourne plus."""
-        if self.process.poll() is not None:
-            self.process = self._start()
+        """Le relance, tué."""
+        self.process = self._start()
 
     def kill(self) -> None:
         """``kill -9``."""
@@ -83,6 +95,10 @@ class Script:
         self.send(signal.SIGCONT)
         self.send(signal.SIGTERM)
         return self.process.wait(90)
+
+
+class NotDoneError(Exception):
+    """La panne voulue n'a pas eu lieu."""
 
 
 class Chaos:
@@ -132,10 +148,21 @@ class Chaos:
         while time.monotonic() < deadline and not self.stop.wait(self.dice.uniform(1, 4)):
             # Un premier tour passe par toutes, dans un ordre tiré au sort ; ensuite, au hasard.
             fault = kinds[number] if number < len(kinds) else self.dice.choice(kinds)
-            self.faults[fault.__doc__ or ""] += 1
             log.info("Panne : %s", fault.__doc__)
-            fault()
+            try:
+                fault()
+                self.faults[fault.__doc__ or ""] += 1
+            except NotDoneError as error:
+                self.faults["(pannes qui n'ont pas eu lieu)"] += 1
+                log.warning("Cette panne n'a pas eu lieu : %s", error)
+            for script in self.scripts:
+                script.refuse_dead()
             number += 1
+
+    @property
+    def scripts(self) -> list[Script]:
+        """Tous les scripts de l'essai."""
+        return [self.producer, *self.consumers, *self.monitors]
 
     def one_broker(self) -> None:
         """Un broker tué"""
@@ -150,12 +177,15 @@ class Chaos:
         self._kill_brokers(2, LONG_SECONDS)
 
     def _kill_brokers(self, count: int, seconds: float) -> None:
-        dead = self.dice.sample(BROKERS, count)
-        for name in dead:
-            services("kill", name)
-        self.stop.wait(seconds)
-        for name in dead:
-            services("restart", name)
+        dead: list[str] = []
+        try:
+            for name in self.dice.sample(BROKERS, count):
+                services("kill", name)
+                dead.append(name)
+            self.stop.wait(seconds)
+        finally:
+            for name in dead:
+                services("restart", name)
 
     def freeze_broker(self) -> None:
         """Un broker gelé plus longtemps que sa session"""
@@ -205,16 +235,16 @@ class Chaos:
         try:
             admin.elect_leaders(ElectionType.PREFERRED, None).result(60)  # le client 2.16 refuse les délais
         except KafkaException as error:
-            log.debug("Élection refusée : %s", error)
+            raise NotDoneError(error.args[0].str()) from error
 
     # --- La fin, et les comptes ---
 
     def settle(self) -> list[str]:
         """Tout est relancé, le producteur arrêté ; rend les identifiants confirmés, une fois qu'ils sont traités."""
         services("up")
-        for script in (self.producer, *self.consumers, *self.monitors):
-            script.restart()
         time.sleep(SETTLE_SECONDS)
+        for script in self.scripts:
+            script.refuse_dead()
         self._end([self.producer])
         confirmed = [id for ids in self.read_ids(self.topic) for id in ids]
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -252,7 +282,7 @@ class Chaos:
 
     def close(self) -> None:
         """Termine les scripts qui restent."""
-        for script in (self.producer, *self.consumers, *self.monitors):
+        for script in self.scripts:
             script.kill()
 
 
@@ -270,7 +300,7 @@ class Identified(msgspec.Struct):
 
 def report(chaos: Chaos, confirmed: list[str], verdict: Verdict, windows: int, judged: WindowsVerdict) -> None:
     """Les comptes, sur la sortie."""
-    holes = abs(len(confirmed) - max(map(number_of, confirmed), default=0))
+    holes = holes_of(confirmed)
     rows = sorted(chaos.faults.items())
     rows += [("transactions confirmées", len(confirmed)), ("numéros manquants ou répétés en entrée", holes)]
     rows += zip(("perdues", "doublées", "inconnues", "mal rangées"), verdict, strict=True)
@@ -286,10 +316,11 @@ def report(chaos: Chaos, confirmed: list[str], verdict: Verdict, windows: int, j
 
 
 def services(*command: str) -> None:
-    """« python -m services … », pour casser et réparer."""
+    """« python -m services … », pour casser et réparer ; lève NotDoneError si ce n'est pas fait."""
     done = subprocess.run([sys.executable, "-m", "services", *command], capture_output=True, text=True, check=False)
-    if done.returncode and command[0] == "up":
-        raise PipelineError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        raise PipelineError(why) if command[0] in ("up", "restart", "resume") else NotDoneError(why)
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:

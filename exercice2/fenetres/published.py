@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from exercice2.windows import Result
+from exercice2.fenetres.windows import Result
 
 ALL = "toutes"  # la clé de ce qui n'en a pas
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -35,7 +35,13 @@ def key_text(key: Any) -> str:
     return ALL if key is None else str(key)
 
 
-class Row(msgspec.Struct, omit_defaults=True, gc=False):
+def key_of(result: Result) -> bytes:
+    """La clé Kafka d'une fenêtre : une correction remplace, dans un topic compacté, la fenêtre qu'elle corrige."""
+    place = f"{key_text(result.key)}|{instant_text(result.end)}"
+    return (f"{place}|{result.tag}" if result.tag is not None else place).encode()
+
+
+class WindowRow(msgspec.Struct, omit_defaults=True, gc=False):
     """L'objet publié."""
 
     cle: str
@@ -58,7 +64,7 @@ def to_json(result: Result) -> bytes:
     """L'objet publié pour un résultat, dont les valeurs sont en centimes."""
     start, end, count, total = result.start, result.end, result.count, result.sum
     return _encode(
-        Row(
+        WindowRow(
             key_text(result.key), instant_text(start), instant_text(end), count, euros(total), mean(total, count),
             euros(result.min), euros(result.max), per_second(result), not result.final, result.tag,
         )

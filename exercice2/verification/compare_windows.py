@@ -25,13 +25,13 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import Config, client_config, connect, delete_topics, ensure_topics
-from exercice2.producer_resilient import REPLICATION_FACTOR, TOPIC_CONFIG
-from exercice2.results import ALL
+from exercice2.fenetres.published import ALL
 from exercice2.sources import REPLAY_START
+from exercice2.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
 
 if TYPE_CHECKING:
-    from exercice2.engines import Outcome
+    from exercice2.verification.flink_beside import Outcome
 
 log = logging.getLogger("pipeline")
 
@@ -105,7 +105,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
-    from exercice2.engines import Case, Engines  # noqa: PLC0415 - demande les serveurs sans Docker
+    from exercice2.verification.flink_beside import Case, Engines  # noqa: PLC0415 - demande les serveurs sans Docker
 
     stop = Stop()
     config = client_config({}, bootstrap=args.bootstrap_servers)

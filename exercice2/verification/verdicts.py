@@ -39,6 +39,13 @@ def judge(confirmed: list[str], output: list[list[str]]) -> Verdict:
     )
 
 
+def holes_of(ids: list[str]) -> int:
+    """Numéros manquants ou répétés d'une suite fabriquée, jusqu'au dernier : 1, 2, 2, 4 en a deux."""
+    numbers = Counter(map(number_of, ids))
+    missing = max(numbers, default=0) - len(numbers)
+    return missing + sum(count - 1 for count in numbers.values())
+
+
 class WindowsVerdict(NamedTuple):
     """Les comptes des fenêtres : manquantes, publiées deux fois, inconnues, ou au contenu faux."""
 

@@ -1,0 +1,139 @@
+"""Étage 2 de kafka_monitor.py : réunit les comptes, tient les fenêtres, publie les résultats."""
+
+import argparse
+import time
+from collections.abc import Iterable
+
+import msgspec
+from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from commun.cli import Stop, Stopped
+from commun.group_member import Listener, Place
+from commun.kafka import Config, admin_config, connect, dead_letter, place
+from commun.outputs import Outputs
+from exercice2.fenetres.counting import now_ms
+from exercice2.fenetres.partials import Late, LateSlices, Merger, Partial, Position, Reader, Windows
+from exercice2.fenetres.published import instant_text, key_of, to_json
+from exercice2.fenetres.screen import Numbers, Published
+from exercice2.fenetres.windows import HopWindows, Result, Slicing, TrailingWindows
+
+PURGE_SECONDS = 60.0  # le topic intermédiaire est purgé de ce qui ne sert plus à aucune fenêtre
+
+
+class Merging(Listener):
+    """Les fenêtres ; publie chaque résultat et retrouve les transactions refusées."""
+
+    def __init__(
+        self, args: argparse.Namespace, config: Config, outputs: Outputs, numbers: Numbers, stop: Stop
+    ) -> None:
+        self.args, self.outputs, self.numbers, self.stop = args, outputs, numbers, stop
+        self.merger: Merger | None = None
+        self.rows: list[Published] = []  # écrites, pas encore validées
+        self.ready: list[Published] = []  # validées, à afficher
+        self._side: Consumer = connect(Consumer, config | {"group.id": f"{args.group}-retards"})
+        self._admin = AdminClient(admin_config(config))
+        self._purge_at = time.monotonic() + PURGE_SECONDS
+
+    def on_assigned(self, partition: int, offset: int, metadata: str) -> None:
+        """Voir Listener."""
+        position = msgspec.json.decode(metadata, type=Position) if metadata else None
+        self.merger = Merger(new_windows(self.args), range(self.args.partitions), offset, position)
+        self.rows.clear()
+
+    def on_forgotten(self, partition: int) -> None:
+        """Voir Listener."""
+        self.merger = None
+        self.rows.clear()
+
+    def process(self, partition: int, messages: list[Message]) -> None:
+        """Des comptes consécutifs."""
+        assert self.merger is not None  # noqa: S101 - la partition est à nous
+        for message in messages:
+            partial = msgspec.json.decode(message.value() or b"", type=Partial)
+            self._publish(self.merger.apply(message.offset() or 0, partial))
+            if self.merger.late or self.merger.late_slices:
+                self._bury(self.merger)
+        self.numbers.watermark = self.merger.marks.overall
+
+    def preview(self, keys: Iterable[str | None], limit: int) -> list[Result]:
+        """La minute qui se remplit ; rien si c'est un autre moniteur qui la tient."""
+        return self.merger.windows.preview(keys, limit) if self.merger else []
+
+    def _publish(self, results: list[Result]) -> None:
+        for result in results:
+            value, key = to_json(result), key_of(result)
+            self.outputs.write(self.args.output, value, key, [])
+            self.rows.append((result, value))
+            for alert in self.args.alert:
+                if alert.holds(result):
+                    told = msgspec.json.encode({"alerte": alert.text, "fenetre": msgspec.Raw(value)})
+                    self.outputs.write(self.args.alerts, told, key, [])
+                    self.numbers.alerts.append((alert.text, result))
+
+    def places(self) -> dict[int, Place]:
+        """Voir Listener."""
+        if self.merger is None:
+            return {}
+        return {0: (self.merger.low, msgspec.json.encode(self.merger.position).decode())}
+
+    def on_committed(self) -> None:
+        """Voir Listener."""
+        self.ready += self.rows
+        self.rows.clear()
+        if self.merger and time.monotonic() > self._purge_at:
+            self._admin.delete_records([TopicPartition(self.args.partials, 0, self.merger.low)])
+            self._purge_at = time.monotonic() + PURGE_SECONDS
+
+    # --- Les transactions refusées : relues dans leur partition, octets compris ---
+
+    def _bury(self, merger: Merger) -> None:
+        late = [*merger.late, *(found for slices in merger.late_slices for found in self._find(slices))]
+        merger.late.clear()
+        merger.late_slices.clear()
+        self.numbers.late += len(late)
+        for partition in {item.partition for item in late}:
+            marks = {item.offset: item.watermark for item in late if item.partition == partition}
+            for message in self._read(partition, min(marks), max(marks)):
+                if (message.offset() or 0) in marks:
+                    watermark = instant_text(marks[message.offset() or 0])
+                    reason = f"en retard : toutes ses fenêtres étaient closes au watermark {watermark}"
+                    self.outputs.write(self.args.dead_letters, *dead_letter(message, reason))
+
+    def _find(self, late: LateSlices) -> list[Late]:
+        """Les transactions de ces tranches, parmi celles que le Partial comptait."""
+        partial, found = late.partial, list[Late]()
+        slicing = Slicing(self.args.size_ms, self.args.slide_ms)
+        reader = Reader(self.args.by, self.args.max_future_ms)
+        alone = {event.offset for event in partial.events}
+        entries, _ = reader.read(self._read(partial.partition, partial.first, partial.last), now_ms())
+        for _, _, instant, message, _ in entries:
+            if slicing.slice_of(instant) in late.numbers and message.offset() not in alone:
+                found.append(Late(partial.partition, message.offset() or 0, late.watermark))
+        return found
+
+    def _read(self, partition: int, first: int, last: int) -> list[Message]:
+        """Les messages ``first`` à ``last`` d'une partition du topic d'origine."""
+        self._side.assign([TopicPartition(self.args.topic, partition, first)])
+        found: list[Message] = []
+        ended = False
+        while not ended:
+            if self.stop:
+                raise Stopped
+            for message in self._side.consume(10_000, 0.05):
+                if message.error() is None:
+                    found.append(message)
+                ended = ended or (message.offset() or 0) >= last
+        self._side.unassign()
+        return [message for message in found if first <= place(message).offset <= last]
+
+    def close(self) -> None:
+        """Ferme ce que l'étage n'a pas fermé."""
+        self._side.close()
+
+
+def new_windows(args: argparse.Namespace) -> Windows:
+    """Les fenêtres que demandent les options, vides."""
+    if args.slide_ms is None:
+        return TrailingWindows(args.size_ms, max_late=0)  # en retard, donc : le watermark l'a dépassée
+    return HopWindows(args.size_ms, args.slide_ms, args.grace_ms)

@@ -1,0 +1,371 @@
+"""Des membres d'un groupe devant un cluster simulé, dans un ordre quelconque : rien de perdu, rien de doublé, en ordre.
+
+Le code essayé est le vrai : commun.group_member, group_positions, outputs, exactly_once. À chaque appel à Kafka, le
+hasard peut : donner un tour à un autre membre, en tuer ou en exclure un, recréer le topic (plus court ou plus long),
+l'effacer, y ajouter une partition, y effacer de vieux messages, perdre une réponse. L'oracle : chaque message du
+dernier topic est sorti, une fois (au moins une fois sans transaction), dans l'ordre de sa partition ; un message d'un
+topic effacé, ou effacé avant d'être lu, une fois au plus. « python -m tests.models.groups 5000 ».
+"""
+
+import logging
+import os
+import random
+import sys
+from collections import Counter
+from contextlib import ExitStack, suppress
+from typing import Any
+from unittest import mock
+
+from confluent_kafka import Consumer as RealConsumer
+
+from commun import exactly_once, group_member, group_positions, outputs
+from commun.cli import Stopped
+from commun.errors import PipelineError
+from commun.exactly_once import Aborted
+from commun.group_member import GroupMember
+from commun.group_positions import SOURCE
+from commun.outputs import AtLeastOnce, ExactlyOnce
+from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer, Record, Transaction
+from tests.models.histories import play
+
+INPUT, OUTPUT, GROUP = "in", "out", "g"
+FINAL_TURNS = 400
+
+
+class NoStop:
+    """Personne ne demande l'arrêt ; attendre, c'est laisser passer un tour."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def __bool__(self) -> bool:
+        return False
+
+    def wait(self, _: float) -> bool:
+        """Un tour passe."""
+        self.cluster.turn()
+        return False
+
+
+class Life:
+    """Un membre : il lit, copie, valide, au hasard."""
+
+    def __init__(self, world: "World", reset: str | None, offsets: dict[int, int]) -> None:
+        self.world, stop = world, NoStop(world.cluster)
+        config = {"transactional.id": f"{GROUP}-{world.dice.getrandbits(64)}"} if world.atomic else {}
+        self.outputs: Any = (ExactlyOnce if world.atomic else AtLeastOnce)(config, stop)  # type: ignore[arg-type]
+        self.member = GroupMember(INPUT, {"group.id": GROUP}, self.outputs, stop)  # type: ignore[arg-type]
+        self.consumer: Any = self.member.consumer
+        self.member.positions.start_from(reset, offsets, [OUTPUT] if world.atomic else [])
+        self.member.join()
+
+    def step(self) -> None:
+        """Un tour."""
+        dice = self.world.dice
+        for owned, messages in self.member.read(dice.randint(1, 6), 0).items():
+            for message in messages:
+                if not self.member.holds(owned):
+                    break
+                if dice.random() < 0.03 and not self.world.cluster.calm:
+                    self.member.again(owned, message.offset() or 0, dice.choice((0.0, 1e-6)))
+                    break
+                try:
+                    self.outputs.write(OUTPUT, message.value(), None, [(SOURCE, owned.topic_id)])
+                except Aborted as error:
+                    self.member.undo(error)
+                    break
+                owned.next = (message.offset() or 0) + 1
+        if dice.random() < 0.3:
+            self.member.checkpoint()
+
+
+class World:
+    """Une histoire."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.cluster = Cluster(self.dice)
+        self.atomic = self.dice.random() < 0.7
+        self.cluster.happen = self.happen
+        self.lives: list[Life] = []
+        self.busy: list[Life] = []  # ceux qui sont au milieu d'un appel
+        self.count = 0
+        self.excused: set[bytes] = set()  # d'un topic effacé, ou effacés : une fois au plus
+        self.owed: Counter[bytes] = Counter()  # à relire encore, parce qu'on l'a demandé
+        self.cluster.create(INPUT, self.dice.randint(1, 3))
+        self.cluster.create(OUTPUT, 1)
+
+    # --- Ce qui peut arriver pendant un appel ---
+
+    def happen(self) -> None:
+        """Peut-être rien."""
+        if self.dice.random() < 0.75:
+            return
+        events = (self.write,) * 6 + (self.other,) * 8 + (self.evict, self.kill, self.grow, self.erase, self.recreate)
+        self.dice.choice(events)()
+
+    def write(self) -> None:
+        """Des messages de plus, dans une transaction ou non, annulée parfois."""
+        topic = self.cluster.topics.get(INPUT)
+        if topic is None:
+            self.cluster.create(INPUT, self.dice.randint(1, 3))
+            return
+        number = self.dice.randrange(len(topic.logs))
+        transaction = self.dice.choice((None, Transaction(0, "committed"), Transaction(0, "aborted")))
+        log = topic.logs[number]
+        for _ in range(self.dice.randint(1, 4)):
+            self.count += 1
+            log.records.append(Record(f"{topic.id}:{number}:{self.count:06d}".encode(), transaction))
+        if transaction:
+            log.records.append(Record(None, marker=True))
+
+    def other(self) -> None:
+        """Un autre membre fait un tour entier pendant cet appel ; qui attend est gelé."""
+        ready = [life for life in self.lives if life not in self.busy]
+        if ready and len(self.busy) < 3:
+            self.turn(self.dice.choice(ready))
+
+    def evict(self) -> None:
+        """Un membre est resté sans voix plus longtemps que sa session."""
+        if self.lives and (member := self.dice.choice(self.lives).consumer) in self.group.members:
+            self.group.leave(member)
+            member.evicted = True
+
+    def kill(self) -> None:
+        """Un membre sera tué à l'un de ses prochains appels."""
+        if self.lives and self.dice.random() < 0.5:
+            self.dice.choice(self.lives).consumer.doomed = self.dice.randint(1, 20)
+
+    def grow(self) -> None:
+        """Une partition de plus."""
+        topic = self.cluster.topics.get(INPUT)
+        if topic and len(topic.logs) < 4 and self.dice.random() < 0.3:
+            topic.logs.append(group_log())
+
+    def erase(self) -> None:
+        """De vieux messages sont effacés."""
+        topic = self.cluster.topics.get(INPUT)
+        if topic and self.dice.random() < 0.3:
+            log = self.dice.choice(topic.logs)
+            low = self.dice.randint(log.low, len(log.records))
+            self.excused |= {value for offset, value in log.visible() if offset < low}
+            log.low = low
+
+    def recreate(self) -> None:
+        """Le topic est effacé, et recréé aussitôt ou plus tard."""
+        topic = self.cluster.topics.get(INPUT)
+        if topic and self.dice.random() < 0.3:
+            self.excused |= {value for log in topic.logs for _, value in log.visible()}
+            self.cluster.delete(INPUT)
+            if self.dice.random() < 0.7:
+                self.cluster.create(INPUT, self.dice.randint(1, 3))
+                for _ in range(self.dice.randint(0, 12)):
+                    self.write()
+
+    @property
+    def group(self) -> Any:
+        """Le groupe."""
+        return self.cluster.groups[GROUP]
+
+    # --- Vivre ---
+
+    def turn(self, life: Life) -> None:
+        """Un tour d'un membre ; tué, il disparaît, et sa session finit d'elle-même."""
+        self.busy.append(life)
+        try:
+            life.step()
+        except KilledError:
+            self.bury(life)
+        finally:
+            self.busy.remove(life)
+
+    def bury(self, life: Life) -> None:
+        """Mort, ou parti."""
+        if life in self.lives:
+            self.lives.remove(life)
+        self.group.leave(life.consumer)
+
+    def born(self, reset: str | None = None, offsets: dict[int, int] | None = None) -> Life | None:
+        """Un membre de plus."""
+        with suppress(KilledError):
+            life = Life(self, reset, offsets or {})
+            self.lives.append(life)
+            return life
+        return None
+
+    def rest(self) -> None:
+        """Plus personne dans le groupe : Kafka peut oublier ses positions, on peut lui demander de relire."""
+        while self.lives:
+            life = self.lives[-1]
+            self.busy.append(life)
+            with suppress(KilledError):
+                life.member.close()
+            self.busy.remove(life)
+            self.bury(life)
+        for name in list(self.cluster.current):
+            self.cluster.end(name, "aborted")
+        topic = self.cluster.topics.get(INPUT)
+        known = dict(self.group.places)
+        choice = self.dice.random()
+        if topic and self.atomic and known and choice < 0.3 and topic.id in self.sources():
+            self.forget(known)
+        elif topic and choice > 0.7 and all(p in known for p in range(len(topic.logs))):
+            self.rewind(known)
+
+    def sources(self) -> set[str]:
+        """Les topics d'où viennent les sorties."""
+        log = self.cluster.topics[OUTPUT].logs[0]
+        return {str(dict(log.records[offset].sent or []).get(SOURCE)) for offset, _ in log.visible()}
+
+    def forget(self, known: dict[int, Any]) -> None:
+        """Les positions expirent : recommencer se refuse."""
+        self.group.places.clear()
+        calm, self.cluster.calm = self.cluster.calm, True
+        try:
+            Life(self, None, {})
+            raise AssertionError("tout recommence sans un mot")
+        except PipelineError:
+            self.group.places.update(known)
+        self.cluster.calm = calm
+
+    def rewind(self, known: dict[int, Any]) -> None:
+        """--from-offsets : des messages déjà sortis sont à sortir une fois de plus, et une seule."""
+        topic = self.cluster.topics[INPUT]
+        number = self.dice.randrange(len(topic.logs))
+        log, (place, metadata) = topic.logs[number], known[number]
+        if metadata.split(" ")[0] != topic.id or place > len(log.records):
+            return
+        start = self.dice.randint(log.low, max(log.low, min(place, len(log.records))))
+        calm, self.cluster.calm = self.cluster.calm, True
+        self.owed.update(value for offset, value in log.visible(start) if offset < place)
+        self.born(None, {number: start})
+        self.cluster.calm = calm
+
+    def live(self) -> None:
+        """Du début à la fin."""
+        reset = self.dice.choice((None, None, "latest"))
+        for _ in range(self.dice.randint(0, 4)):
+            self.write()
+        if reset:
+            self.cluster.calm = True
+            self.excused |= {v for log in self.cluster.topics[INPUT].logs for _, v in log.visible()}
+        self.born(reset)
+        self.cluster.calm = False
+        for _ in range(self.dice.randint(20, 120)):
+            if not self.lives or (len(self.lives) < 3 and self.dice.random() < 0.05):
+                self.born()
+            elif self.dice.random() < 0.02:
+                self.rest()
+            if self.lives:
+                self.turn(self.dice.choice(self.lives))
+            self.happen()
+        self.finish()
+
+    def finish(self) -> None:
+        """Tout s'apaise ; ceux qui restent, et un dernier, finissent."""
+        self.cluster.calm = True
+        if INPUT not in self.cluster.topics:
+            self.cluster.create(INPUT, 2)
+        for life in self.lives:
+            life.consumer.doomed = 0
+        self.write()
+        self.born()
+        for _ in range(FINAL_TURNS):
+            for life in list(self.lives):
+                self.turn(life)
+                life.member.checkpoint()
+        for life in list(self.lives):
+            life.member.close()
+
+    def judge(self) -> str:
+        """Ce qui n'y est pas allé, ou rien."""
+        topic = self.cluster.topics[INPUT]
+        found = [value for _, value in self.cluster.topics[OUTPUT].logs[0].visible()]
+        times = Counter(found)
+        wanted = {value for log in topic.logs for _, value in log.visible()} - self.excused
+        if lost := sorted(wanted - set(found)):
+            return f"perdus : {lost[:3]} ({len(lost)})"
+        if not self.atomic:
+            return ""
+        if twice := [value for value, count in times.items() if count > 1 + self.owed[value]]:
+            return f"doublés : {sorted(twice)[:3]} ({len(twice)})"
+        if short := [value for value in wanted if times[value] < 1 + self.owed[value]]:
+            return f"pas relus : {sorted(short)[:3]}"
+        last: dict[bytes, bytes] = {}
+        for value in found:
+            source = value.rpartition(b":")[0]
+            if value < last.get(source, b"") and not self.owed:
+                return f"en désordre : {value!r}"
+            last[source] = value
+        return ""
+
+
+def group_log() -> Any:
+    """Une partition vide."""
+    from tests.models.cluster import Log  # noqa: PLC0415
+
+    return Log()
+
+
+class Now:
+    """L'horloge : un tour est un instant."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def monotonic(self) -> float:
+        """Avance avec les tours."""
+        return self.cluster.turns / 10
+
+
+class OneThread:
+    """Un fil, vécu sur-le-champ."""
+
+    def __init__(self, target: Any, args: Any, daemon: bool) -> None:
+        self.target, self.args = target, args
+
+    def start(self) -> None:
+        """Tout de suite."""
+        self.target(*self.args)
+
+
+def live(seed: int) -> str:
+    """Une histoire ; ce qui n'y est pas allé, ou rien."""
+    world = World(seed)
+    cluster, now = world.cluster, Now(world.cluster)
+
+    def connect(kind: Any, config: dict[str, Any]) -> Any:
+        if kind.__name__ == "AdminClient":
+            return Admin(cluster)
+        return Consumer(cluster, config) if kind is RealConsumer else Producer(cluster, config)
+
+    def read(_: Any, topic: str, *__: Any) -> Any:
+        return [log.records[offset] for log in cluster.topics[topic].logs for offset, _ in log.visible()]
+
+    common = {"connect": connect}
+    with ExitStack() as patched:
+        for module, changes in (
+            (group_member, common | {"Message": Message, "time": now}),
+            (group_positions, common | {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
+            (outputs, common),
+            (exactly_once, common | {"Thread": OneThread, "time": now}),
+        ):
+            patched.enter_context(mock.patch.multiple(module, **changes))
+        try:
+            world.live()
+        except (Exception, Stopped, KilledError) as error:
+            return f"graine {seed} : {type(error).__name__} {error}"
+    fault = world.judge()
+    return f"graine {seed} : {fault}" if fault else ""
+
+
+logging.getLogger("pipeline").setLevel(logging.CRITICAL)
+
+if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # l'ordre des ensembles fait partie de la graine
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.models.groups", *sys.argv[1:]],
+            os.environ | {"PYTHONHASHSEED": "0"},
+        )
+    play(live, "histoires")
