@@ -29,25 +29,18 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
 from commun.cli import Parser, Stop, positive, run
-from commun.errors import START_HINT, PipelineError
-from commun.settings import export_dir, postgres_dsn
-from exercice3.lots import BadFile, Manifest, manifests, number_of, open_file, read_manifest
+from commun.settings import export_dir
+from exercice3.lots import BadFile, Manifest, open_file, read_manifest
+from exercice3.pending import pending
+from exercice3.postgres import Unreachable, explain, first_line, is_gone, open_postgres, say
 from exercice3.rows import Rows
-from exercice3.schema import apply_schema, sql
+from exercice3.schema import sql
 
 log = logging.getLogger("pipeline")
 
 EVERY_SECONDS = 5.0
-LOCK_SECONDS = 2  # une attente plus longue est dite, et Ctrl-C entendu
 BUSY_SECONDS = 0.2
 LOAD_LOCK = 7_305_809
-CONNECTION = {
-    "connect_timeout": 5,
-    "application_name": "pg.py",
-    "client_encoding": "UTF8",  # celui des fichiers, quoi que dise PGCLIENTENCODING
-    # Un serveur disparu sans un mot (câble, machine éteinte) se sait en une minute.
-    "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000,
-}  # fmt: skip
 CREATE_STAGING = """
     CREATE TEMPORARY TABLE tampon (
         ligne bigint, id text, produit text, region text, montant text, date_vente text, version text, annulee text,
@@ -70,13 +63,8 @@ REJECT = """
     UPDATE ventes_chargements SET rejetees = rejetees + 1 WHERE fichier = %(fichier)s AND sha256 = %(sha256)s
     RETURNING nouvelles, modifiees, rejetees
 """
-FOLLOW = """
-    INSERT INTO ventes_suivi (dossier, lot, vu_jusque) VALUES (%s, %s, %s)
-    ON CONFLICT (dossier) DO UPDATE SET lot = excluded.lot, vu_jusque = excluded.vu_jusque
-"""
-# Classes d'erreur de PostgreSQL : la valeur d'une ligne, une contrainte, une limite, un déclencheur ; serveur parti.
+# Classes d'erreur de PostgreSQL : la valeur d'une ligne, une contrainte, une limite, un déclencheur.
 ROW_REFUSED = ("22", "23", "54", "P0")
-GONE = ("08", "57")
 
 
 class Busy(Exception):
@@ -134,40 +122,6 @@ def write(cursor: Cursor, names: dict[str, Any], first: int, last: int) -> tuple
     return write(cursor, names, middle + 1, last)
 
 
-def pending(connection: Connection, folder: Path) -> list[Path]:
-    """Manifestes des lots à charger, dans l'ordre, dont ceux récrits sous leur nom depuis leur chargement.
-
-    Tous les lots jusqu'au dernier chargé sans trou, écrits avant le dernier regard, ne sont pas relus.
-    """
-    place = str(folder.resolve())
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT lot, vu_jusque FROM ventes_suivi WHERE dossier = %s", (place,))
-        lot, seen = before = cursor.fetchone() or (0, 0)
-        stamps = {path: path.stat().st_mtime_ns for path in manifests(folder)}
-        fresh = [path for path, stamp in stamps.items() if number_of(path) > lot or stamp >= seen]
-        names = [path.with_suffix(".csv").name for path in fresh]
-        cursor.execute("SELECT fichier, sha256 FROM ventes_chargements WHERE fichier = ANY(%s)", (names,))
-        loaded = set(cursor.fetchall())
-        left = [path for path in fresh if not _is_loaded(path, loaded)]
-        waiting = {number_of(path) for path in left}
-        done = {number_of(path) for path in fresh} - waiting
-        while lot + 1 in done:
-            lot += 1
-        if not left:
-            seen = max(stamps.values(), default=0)
-        if (lot, seen) != before:
-            cursor.execute(FOLLOW, (place, lot, seen))
-    return left
-
-
-def _is_loaded(path: Path, loaded: set[tuple[str, str]]) -> bool:
-    try:
-        manifest = read_manifest(path)
-    except BadFile:  # on le dira en le chargeant
-        return False
-    return (manifest.fichier, manifest.sha256) in loaded
-
-
 def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said: set[str]) -> tuple[int, int]:
     """Charge tout ce qui est nouveau ; renvoie les nombres de fichiers chargés, et mis de côté.
 
@@ -194,30 +148,6 @@ def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said:
     return good, bad
 
 
-def say(said: set[str], sentence: str) -> None:
-    """Dit une phrase, une fois."""
-    if sentence not in said:
-        log.warning(sentence)
-        said.add(sentence)
-
-
-def first_line(error: psycopg2.Error) -> str:
-    """Ce que dit PostgreSQL, en une ligne."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def is_gone(error: psycopg2.Error) -> bool:
-    """Vrai si le serveur ne répond plus ; faux s'il répond, et refuse."""
-    return error.pgcode is None or error.pgcode.startswith(GONE)
-
-
-def explain(error: psycopg2.Error) -> PipelineError:
-    """La phrase d'une erreur qui arrête un passage."""
-    if is_gone(error):
-        return PipelineError("PostgreSQL s'est arrêté pendant le chargement : relancez, rien n'est doublé.")
-    return PipelineError(f"PostgreSQL refuse le chargement : {first_line(error)}. Rien n'est perdu ; relancez ensuite.")
-
-
 def watch(args: argparse.Namespace, stop: Stop) -> None:
     """Un passage toutes les ``--every`` secondes ; PostgreSQL absent, attend son retour et le dit une fois."""
     connection, down = None, False
@@ -240,40 +170,6 @@ def watch(args: argparse.Namespace, stop: Stop) -> None:
         stop.wait(args.every)
     if connection:
         connection.close()
-
-
-class Unreachable(PipelineError):
-    """Personne ne répond à cette adresse, ou pas encore."""
-
-
-# Ce que dit un serveur qui démarre, s'arrête ou est plein : il faut attendre. Tout autre refus est pour de bon.
-_FOR_NOW = ("starting up", "shutting down", "recovery", "not yet accepting", "too many", "remaining connection")
-
-
-def open_postgres(stop: Stop) -> Connection:
-    """Connexion à PostgreSQL, schéma en place ; Unreachable si personne ne répond, PipelineError s'il refuse."""
-    try:
-        connection: Connection = psycopg2.connect(**postgres_dsn() | CONNECTION)
-    except psycopg2.OperationalError as error:
-        said = first_line(error)
-        if "FATAL" in said and not any(words in said for words in _FOR_NOW):
-            raise PipelineError(f"PostgreSQL refuse la connexion ({said}) : vérifiez les variables PG….") from error
-        raise Unreachable(
-            f"PostgreSQL ne répond pas ({said}) : {START_HINT}, ou vérifiez les variables PG…."
-        ) from error
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{LOCK_SECONDS}s",))
-    said_once: set[str] = set()
-    while not stop:
-        try:
-            apply_schema(connection)
-            break
-        except psycopg2.errors.LockNotAvailable:
-            say(
-                said_once,
-                "Une transaction ouverte par un autre programme empêche de poser le schéma : j'attends sa fin.",
-            )
-    return connection
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

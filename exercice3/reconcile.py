@@ -174,12 +174,13 @@ def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
     metadata = consumer.list_topics(topic, timeout=10).topics[topic]
     if metadata.error:
         return
-    ends = {}
+    ends, starts = {}, []
     for number in metadata.partitions:
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
         if high > low:
             ends[number] = high
-    consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+            starts.append(TopicPartition(topic, number, low))  # et non 0 : Kafka a pu effacer le début
+    consumer.assign(starts)
     silent_since = time.monotonic()
     while ends:
         for message in consumer.consume(5000, 0.2):

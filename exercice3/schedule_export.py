@@ -25,9 +25,8 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,19 +40,15 @@ from commun.settings import export_dir
 from commun.systems import reason
 from exercice3 import lots
 from exercice3.arrivages import IN_SIZE, sweep
-from exercice3.collection import Document, account_error, explain, open_client, open_database, to_row
-from exercice3.ventes import InvalidVente
+from exercice3.collection import Document, account_error, explain, open_client, open_database
+from exercice3.history import export_again, export_full, finish_former_lot, say_foreign
+from exercice3.lot_content import MissingVentesError, read_lot
 
 log = logging.getLogger("pipeline")
 
 EVERY_SECONDS = 120
 LOT_SIZE = 20_000  # ventes par fichier : borne la mémoire
 LOT_SIZE_MAX = 100_000  # au pire une vente par arrivage : le document du lot reste loin des 16 Mo de MongoDB
-READ_SIZE = 5000
-
-
-class MissingVentesError(Exception):
-    """MongoDB n'a pas toutes les ventes de ce lot : il n'est pas écrit, et le sera quand elles y seront."""
 
 
 def export_new(
@@ -127,91 +122,6 @@ def finish_lot(database: Database[Document], lot: Document, folder: Path) -> int
     database.lots_export.update_one({"_id": lot["_id"], "termine": False}, {"$set": end})
     log.info("%s : %d ventes exportées.", manifest["fichier"], lines)
     return lines
-
-
-def read_lot(database: Database[Document], lot: Document) -> list[tuple[str, ...]]:
-    """Lignes CSV des ventes du lot ; lève MissingVentesError s'il en manque."""
-    rows: list[tuple[str, ...]] = []
-    for start in range(0, len(lot["arrivages"]), IN_SIZE):
-        names = lot["arrivages"][start : start + IN_SIZE]
-        try:
-            rows += map(to_row, database.ventes.find({"arrivage": {"$in": names}}, batch_size=READ_SIZE))
-        except InvalidVente as error:
-            raise MissingVentesError(f"une vente a été changée dans MongoDB depuis son arrivée ({error})") from error
-    if len(rows) != lot["nombre"]:
-        raise MissingVentesError(f"MongoDB a {len(rows)} de ses {lot['nombre']} ventes : effacées, ou pas encore là")
-    return rows
-
-
-# --- Ce qu'a laissé la version d'avant : un lot y nommait ses ventes, marquées une à une ---
-
-
-def finish_former_lot(database: Database[Document], lot: Document, folder: Path) -> int:
-    """Termine un lot que la version d'avant avait ouvert : ses ventes sont marquées, et écrites."""
-    number, ids = lot["_id"], lot["ventes"]
-    for start in range(0, len(ids), IN_SIZE):
-        wanted = {"_id": {"$in": ids[start : start + IN_SIZE]}}
-        database.ventes.update_many(wanted, {"$set": {"lot_export": number}}, bypass_document_validation=True)
-    content, lines = lots.to_csv(read_former_lot(database, number, set(ids)))
-    manifest = lots.write(folder / lots.name_of(number, ids), [(content, lines)])
-    change = {"$set": {"termine": True, "manifeste": manifest}, "$unset": {"ventes": ""}}
-    database.lots_export.update_one({"_id": number}, change)
-    log.info("%s : %d ventes exportées.", manifest["fichier"], lines)
-    return lines
-
-
-def read_former_lot(database: Database[Document], number: int, ids: set[str] | None = None) -> list[tuple[str, ...]]:
-    """Lignes CSV d'un lot de la version d'avant ; ``ids`` : ses ventes, et elles seules."""
-    found = database.ventes.find({"lot_export": number, "arrivage": None})
-    return [to_row(vente) for vente in found if ids is None or vente["_id"] in ids]
-
-
-# --- À la demande ---
-
-
-def export_again(database: Database[Document], folder: Path, number: int) -> None:
-    """Refait le fichier d'un lot terminé (--lot) ; lève PipelineError si MongoDB n'a plus les mêmes ventes."""
-    lot = database.lots_export.find_one({"_id": number})
-    if lot is None or not lot["termine"]:
-        raise PipelineError(f"Le lot {number} n'existe pas, ou n'est pas terminé : il n'y a rien à refaire.")
-    try:
-        rows = read_lot(database, lot) if "arrivages" in lot else read_former_lot(database, number)
-    except (MissingVentesError, InvalidVente) as error:
-        raise PipelineError(f"Le lot {number} ne peut pas être refait : {error}.") from error
-    content, lines = lots.to_csv(rows)
-    if lots.digest(content) != lot["manifeste"]["sha256"]:
-        raise PipelineError(f"Le lot {number} ne peut pas être refait : ses ventes ont changé dans MongoDB.")
-    lots.write(folder / lot["manifeste"]["fichier"], [(content, lines)])
-    log.info("%s : %d ventes, refait octet pour octet.", lot["manifeste"]["fichier"], lines)
-
-
-def export_full(database: Database[Document], folder: Path) -> None:
-    """Écrit toutes les ventes dans ``ventes_data.csv``, par tranches : la mémoire reste bornée."""
-    versions = database.ventes.find_one({"version": {"$gt": 1}}) is not None
-    foreign: dict[str, str] = {}
-
-    def rows() -> Iterator[tuple[str, ...]]:
-        for vente in database.ventes.find(batch_size=READ_SIZE).sort("_id", 1):
-            try:
-                yield to_row(vente)
-            except InvalidVente as error:
-                foreign[str(vente["_id"])] = str(error)
-
-    def parts() -> Iterator[lots.Part]:
-        yield lots.to_csv((), versions=versions)  # l'en-tête, même sans vente
-        found = rows()
-        while part := list(islice(found, READ_SIZE)):
-            yield lots.to_csv(part, header=False, versions=versions)
-
-    manifest = lots.write(folder / lots.FULL_NAME, parts())
-    say_foreign(foreign)
-    log.info("%s : %d ventes, tout l'historique.", manifest["fichier"], manifest["lignes"])
-
-
-def say_foreign(foreign: dict[str, str]) -> None:
-    """Dit les documents d'un autre programme, qui ne sont pas des ventes et ne s'exportent pas."""
-    for id, why in islice(foreign.items(), 1):
-        log.warning("%d documents de MongoDB ne s'exportent pas ; le premier, « %s » : %s.", len(foreign), id, why)
 
 
 def place_of(folder: Path) -> str:

@@ -58,7 +58,7 @@ def test_the_base_of_the_uri_is_the_one_written(lab: Lab) -> None:
 def test_what_mongodb_never_takes_is_a_dead_letter(lab: Lab) -> None:
     """Un index unique ajouté par un autre : les ventes qu'il refuse sont des lettres mortes, avec ce qu'il dit."""
     lab.run("consumer", "--prepare")
-    lab.mongo.ventes.create_index("region", unique=True)
+    lab.mongo.ventes.create_index([("region", -1)], unique=True)
     lab.produce(100)
     regions = {vente.region for vente in expected(100)}
     said = lab.consume(100)
@@ -67,7 +67,9 @@ def test_what_mongodb_never_takes_is_a_dead_letter(lab: Lab) -> None:
 
 
 def test_reading_and_writing_is_enough(lab: Lab) -> None:
-    """Sans dbAdmin : une phrase dit quoi lancer une fois ; ensuite, readWrite suffit."""
+    """Sans dbAdmin, un validateur à changer : une phrase dit quoi lancer une fois ; ensuite, readWrite suffit."""
+    lab.run("consumer", "--prepare")
+    lab.mongo.command("collMod", "ventes", validator={})
     with admin() as client:
         client["ventes_db"].command("createUser", "simple", pwd="p", roles=[{"role": "readWrite", "db": "ventes_db"}])
         env = {"MONGO_URI": f"mongodb://simple:p@localhost:{setting('PORT_MONGO')}/ventes_db?authSource=ventes_db"}

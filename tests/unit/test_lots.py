@@ -9,6 +9,7 @@ import pytest
 import schedule
 
 from commun.cli import Stop
+from commun.settings import exported_files
 from exercice3 import lots, schedule_export
 
 ROWS = [("b", "P", "R", "1.00", "d", "1", "false"), ("a", "P", "R", "2.00", "d", "1", "false")]
@@ -43,6 +44,17 @@ def test_lots_are_listed_in_order(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").touch()
     names = [path.stem for path in lots.manifests(tmp_path)]
     assert names == ["ventes_000002", "ventes_999999_bb", "ventes_1000000_aa"]
+
+
+def test_reset_knows_what_the_export_writes(tmp_path: Path) -> None:
+    """« make reset » efface ce que l'export écrit, et rien d'autre : lots, historique, brouillons d'un export tué."""
+    lots.write(tmp_path / lots.name_of(12, ["a", "b"]), [lots.to_csv(ROWS)])
+    lots.write(tmp_path / lots.FULL_NAME, [lots.to_csv(ROWS)])
+    (tmp_path / f".{lots.name_of(13, ['c'])}.0123abcd.tmp").touch()
+    (tmp_path / "ventes_mars.csv").touch()
+    assert {path.name for path in tmp_path.iterdir()} - {path.name for path in exported_files(tmp_path)} == {
+        "ventes_mars.csv"
+    }
 
 
 @pytest.mark.parametrize(
