@@ -142,7 +142,9 @@ def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said:
         except psycopg2.errors.LockNotAvailable:
             queue.append(path)
             say(said, "Une transaction ouverte par un autre programme retient la table ventes : j'attends sa fin.")
-        except BadFile as error:
+        except (BadFile, psycopg2.Error) as error:
+            if isinstance(error, psycopg2.Error) and not (error.pgcode or "").startswith(ROW_REFUSED):
+                raise
             bad += 1
             say(said, f"{path.with_suffix('.csv').name} n'est pas chargé : {error}.")
     return good, bad

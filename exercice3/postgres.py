@@ -20,7 +20,7 @@ CONNECTION = {
     # Un serveur disparu sans un mot (câble, machine éteinte) se sait en une minute.
     "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000,
 }  # fmt: skip
-GONE = ("08", "57")  # classes d'erreur de PostgreSQL : connexion, arrêt du serveur
+GONE = ("08", "57P")  # classes d'erreur de PostgreSQL : connexion, arrêt du serveur
 
 
 def say(said: set[str], sentence: str) -> None:

@@ -275,7 +275,9 @@ def from_postgres() -> list[Totals]:
     """Les ventes de PostgreSQL, et ce que la vue des tableaux de bord en montre, au même instant."""
     found = []
     try:
-        connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="reconcile.py")
+        connection = psycopg2.connect(
+            **postgres_dsn(), connect_timeout=5, application_name="reconcile.py", client_encoding="UTF8"
+        )
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection, connection.cursor() as cursor:
             for name, relation, amount, count in IN_POSTGRES:

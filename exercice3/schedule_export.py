@@ -102,6 +102,7 @@ def open_lot(database: Database[Document], size: int) -> Document | None:
         lot = {"_id": last["_id"] + 1, "arrivages": names, "nombre": count, "ouvert": opened, "termine": False}
         with contextlib.suppress(DuplicateKeyError):
             database.lots_export.insert_one(lot)
+            mark(database, lot)  # aussitôt : si quelqu'un efface lots_export, rien n'est exporté deux fois
             return lot
 
 

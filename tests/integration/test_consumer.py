@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 from pymongo import MongoClient
 
+from commun.kafka import admin_config, client_config
 from commun.settings import setting
 from tests.conftest import services
 from tests.lab import Lab, expected, ids, wait_until
@@ -67,16 +69,15 @@ def test_what_mongodb_never_takes_is_a_dead_letter(lab: Lab) -> None:
 
 
 def test_reading_and_writing_is_enough(lab: Lab) -> None:
-    """Sans dbAdmin, un validateur à changer : une phrase dit quoi lancer une fois ; ensuite, readWrite suffit."""
-    lab.run("consumer", "--prepare")
-    lab.mongo.command("collMod", "ventes", validator={})
+    """Un compte qui ne peut pas préparer : une phrase dit quoi lancer une fois ; ensuite, readWrite suffit."""
     with admin() as client:
-        client["ventes_db"].command("createUser", "simple", pwd="p", roles=[{"role": "readWrite", "db": "ventes_db"}])
+        client["ventes_db"].command("createUser", "simple", pwd="p", roles=[{"role": "read", "db": "ventes_db"}])
         env = {"MONGO_URI": f"mongodb://simple:p@localhost:{setting('PORT_MONGO')}/ventes_db?authSource=ventes_db"}
         try:
             lab.produce(20)
             assert "python consumer.py --prepare" in lab.run("consumer", "--max-messages", "20", code=1, env=env)
             lab.run("consumer", "--prepare")
+            client["ventes_db"].command("updateUser", "simple", roles=[{"role": "readWrite", "db": "ventes_db"}])
             lab.run("consumer", "--max-messages", "20", env=env)
             lab.run("schedule_export", "--once", env=env)
         finally:
@@ -109,6 +110,15 @@ def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
         assert services("up").returncode == 0
     lab.run("consumer", "--idle-timeout", "3")
     assert lab.in_mongo() == ids(expected(50))
+
+
+def test_confirmed_means_two_brokers(lab: Lab) -> None:
+    """Le topic que crée producer.py exige deux copies écrites, sur ce cluster ou un autre."""
+    lab.produce(1)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, lab.topic)
+    found = AdminClient(admin_config(client_config({}))).describe_configs([resource])[resource].result()
+    assert found["min.insync.replicas"].value == "2"
+    assert found["min.insync.replicas"].source == 1  # posée sur le topic, et non prise au cluster
 
 
 def test_corrections_go_to_the_end(lab: Lab) -> None:
