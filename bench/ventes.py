@@ -15,6 +15,8 @@ import logging
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -26,11 +28,15 @@ from pathlib import Path
 
 import psycopg2
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 from psycopg2.extensions import connection as Connection
 
 from commun.cli import Parser, Stop, french_number, positive, run
-from commun.kafka import client_config, connect, delete_topics
-from commun.settings import LOCAL_HOST, postgres_dsn, refuse_elsewhere, setting
+from commun.errors import PipelineError
+from commun.kafka import admin_config, client_config, connect, delete_topics
+from commun.settings import LOCAL_HOST, ROOT, postgres_dsn, refuse_elsewhere, setting
+from commun.systems import ask_to_stop, own_group
+from commun.topics import read_topic
 from exercice3 import consumer, pg, producer, schedule_export
 from exercice3.collection import open_client, open_database, prepare, to_document, to_row
 from exercice3.lots import manifests
@@ -43,6 +49,7 @@ SEED, DAYS = 1, 90
 TOPIC = f"mesure-{uuid.uuid4().hex[:8]}"
 LOT_SIZE = 5000
 BATCH = 1000
+E2E_RATE, E2E_SECONDS = 500, 20
 UPSERT = """
     INSERT INTO ventes (id, produit, region, montant, date_vente)
     SELECT id, produit, region, montant, date_vente FROM nu ORDER BY id
@@ -154,6 +161,55 @@ def together(options: list[str]) -> None:
         loader.join()
 
 
+# --- De bout en bout ---
+
+
+def delays(folder: Path) -> list[float]:
+    """Secondes de l'envoi de chaque vente à sa lecture dans PostgreSQL, les quatre scripts en marche."""
+    delete_topics(client_config({}), TOPIC)
+    wipe()
+    count = E2E_RATE * E2E_SECONDS
+    names = {"VENTES_TOPIC": TOPIC, "VENTES_GROUP": f"{TOPIC}-{uuid.uuid4().hex}", "EXPORT_DIR": str(folder)}
+    sending = ("producer", "--rate", str(E2E_RATE), "--count", str(count), "--seed", str(SEED))
+    commands = [sending, ("consumer",), ("schedule_export", "--every", "1"), ("pg", "--watch", "--every", "0.5")]
+    scripts = [
+        subprocess.Popen(
+            [sys.executable, f"{name}.py", *options], cwd=ROOT / "exercice3", env=os.environ | names,
+            stderr=subprocess.DEVNULL, **own_group(),
+        )
+        for name, *options in commands
+    ]  # fmt: skip
+    try:
+        readable = watch(count)
+    finally:
+        for script in scripts:
+            ask_to_stop(script)
+        for script in scripts:
+            script.wait()
+    config = client_config({})
+    partitions = connect(AdminClient, admin_config(config)).list_topics(TOPIC, timeout=10).topics[TOPIC].partitions
+    sent = {message.key(): message.timestamp()[1] / 1000 for message in read_topic(config, TOPIC, partitions)}
+    return sorted(moment - sent[id.encode()] for id, moment in readable.items())
+
+
+def watch(count: int) -> dict[str, float]:
+    """L'instant où chaque vente est lue dans PostgreSQL, à un dixième de seconde près."""
+    readable: dict[str, float] = {}
+    with closing(psycopg2.connect(**postgres_dsn())) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(f"TRUNCATE {TABLES}")
+        deadline = time.monotonic() + E2E_SECONDS + 60
+        while len(readable) < count and time.monotonic() < deadline:
+            cursor.execute("SELECT id FROM ventes WHERE charge_le > now() - interval '10 s'")
+            now = time.time()
+            for (id,) in cursor:
+                readable.setdefault(id, now)
+            time.sleep(0.1)
+    if len(readable) < count:
+        raise PipelineError(f"{count - len(readable)} ventes ne sont pas arrivées.")
+    return readable
+
+
 def wipe() -> None:
     """Vide la base MongoDB des mesures."""
     with open_client() as mongo:
@@ -214,8 +270,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         while len(passes) < args.passes and not stop:
             passes.append(measure(args.count, folder))
             log.info("Passage %d sur %d.", len(passes), args.passes)
+        found = [] if stop else delays(folder)
     if passes:
         show(passes, args.count)
+    if found:
+        half, most = (french_number(found[int(len(found) * part)], 2) for part in (0.5, 0.99))
+        print(f"De l'envoi à la lecture, {E2E_RATE} ventes/s : {half} s une fois sur deux, {most} s à 99 %.")
     return 0
 
 

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.errors import PipelineError
@@ -131,8 +131,9 @@ def write_until_done(consumer: Consumer, database: Database[Document], batch: Ba
         except PyMongoError as error:
             if fault := account_error(error):
                 raise fault from error
-            if said != explain(error):
-                said = explain(error)
+            now_said = explain(error) if isinstance(error, OperationFailure) else "MongoDB ne répond plus"
+            if now_said != said:
+                said = now_said
                 log.warning("%s : j'attends, rien n'est perdu.", said)
             if stop:
                 return None

@@ -116,7 +116,8 @@ def test_confirmed_means_two_brokers(lab: Lab) -> None:
     """Le topic que crée producer.py exige deux copies écrites, sur ce cluster ou un autre."""
     lab.produce(1)
     resource = ConfigResource(ConfigResource.Type.TOPIC, lab.topic)
-    found = AdminClient(admin_config(client_config({}))).describe_configs([resource])[resource].result()
+    client = AdminClient(admin_config(client_config({})))
+    found = client.describe_configs([resource])[resource].result()
     assert found["min.insync.replicas"].value == "2"
     assert found["min.insync.replicas"].source == 1  # posée sur le topic, et non prise au cluster
 
