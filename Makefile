@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit lives chaos bench bench-windows bench-views mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-unit lives lots chaos bench bench-windows bench-views bench-ventes mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-windows: services .venv-peers/installed  ## les fenêtres comparées à Fl
 bench-views: services  ## les tableaux de bord sur dix millions de ventes, avec et sans les vues
 	$(BIN)/python bench/views.py
 
+bench-ventes: services  ## chaque script de l'exercice 3 à côté d'une boucle nue, sur les mêmes serveurs
+	$(BIN)/python bench/ventes.py
+
 apercu: $(VENV)/installed-apercu services  ## les tableaux de bord dans un navigateur, en direct
 	cd tableau && ../$(BIN)/python apercu.py
 
@@ -88,6 +91,9 @@ flink: install   ## Apache Flink en plus, qui tient les fenêtres de l'exercice 
 
 compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Flink, ligne à ligne
 	cd exercice2/verification && ../../$(BIN)/python compare_windows.py
+
+lots: $(VENV)/installed-dev  ## cent mille histoires de consommateurs et d'exports tués au hasard, exercice 3
+	$(BIN)/python -m tests.models.lots 100000
 
 lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, puis cent sur Kafka
 	$(BIN)/python -m tests.models.lives 20000

@@ -23,7 +23,7 @@ from psycopg2.extensions import connection as Connection
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import PipelineError
 from commun.settings import ROOT, postgres_dsn
-from exercice3.pg import apply_schema
+from exercice3.schema import apply_schema
 from exercice3.ventes import PRODUITS, REGIONS
 from tableau.sheet_sql import Query, Selection, query, read_sheets
 

@@ -1,41 +1,51 @@
-"""La collection MongoDB des ventes : sa forme, ses index, et une écriture que l'on peut répéter.
+"""La collection MongoDB des ventes : sa forme, ses index, et comment s'y connecter.
 
-Un document :
+Un document par vente, et un de plus par correction ; aucun n'est jamais récrit :
 
-    _id                   string      l'identifiant de la vente : la clé unique qui rend une redite sans effet
+    _id                   string      l'identifiant de la vente : la clé unique qui rend une redite sans effet ; une
+                                      version corrigée y ajoute une tabulation et son numéro
     produit, region       string
     montant               decimal     Decimal128, exact, là où un double dérive
     date_vente            date        heure locale du magasin (MongoDB n'a que des dates UTC : elle y est telle quelle)
     timestamp_traitement  date        moment de l'écriture, UTC
-    lot_export            int         lot de schedule_export.py, 0 tant que la vente n'est pas exportée
+    version, annulee      int, bool   sur une version corrigée seulement
+    arrivage              string      l'essai d'écriture qui l'a apportée (voir arrivages.py)
+    lot_export            int         sur les ventes écrites avant les arrivages : leur lot, 0 sans lot
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from bson.decimal128 import Decimal128
-from pymongo import MongoClient, WriteConcern
-from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
+from pymongo import MongoClient, ReadPreference, WriteConcern
+from pymongo.database import Database
+from pymongo.errors import CollectionInvalid, ConfigurationError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
-from commun.errors import PipelineError
-from commun.settings import mongo_uri
-from exercice3.ventes import Vente
+from commun.errors import START_HINT, PipelineError
+from commun.settings import mongo_uri, setting
+from exercice3.ventes import CENT, DATE_FORMAT, InvalidVente, Vente
 
 Document = dict[str, Any]
 
-DATABASE = "ventes_db"
 COLLECTION = "ventes"
-# j=True : confirmé = dans le journal de MongoDB, sur le disque.
+# MONGO_URI ne change ni l'un ni l'autre : un secondaire en retard cacherait une vente à l'export, pour toujours, et
+# sans journal (j) « confirmé » ne voudrait rien dire.
 JOURNALED = WriteConcern(w="majority", j=True)
-# Les trois filtres des tableaux de bord, et lot_export qui donne à l'export ce qui est nouveau.
-INDEXES = ("date_vente", "produit", "region", "lot_export")
+READ = ReadConcern("majority")
+# Les trois filtres que l'énoncé demande, et l'arrivage, qui donne à l'export les ventes d'un lot. lot_export le suit :
+# les ventes sans arrivage, anciennes ou étrangères, se trouvent ainsi sans parcourir les autres.
+INDEXES: Mapping[str, tuple[str | list[str], ...]] = {
+    COLLECTION: ("date_vente", "produit", "region", ["arrivage", "lot_export"]),
+    "arrivages": ("etat", "lot"),
+    "lots_export": ("termine",),
+}
+FORMER_INDEX = "lot_export_1"
 VALIDATOR = {
     "$jsonSchema": {
         "bsonType": "object",
-        "required": ["_id", "produit", "region", "montant", "date_vente", "timestamp_traitement", "lot_export"],
+        "required": ["_id", "produit", "region", "montant", "date_vente", "timestamp_traitement"],
         "properties": {
             "_id": {"bsonType": "string"},
             "produit": {"bsonType": "string"},
@@ -43,96 +53,135 @@ VALIDATOR = {
             "montant": {"bsonType": "decimal", "minimum": Decimal128("0.01")},
             "date_vente": {"bsonType": "date"},
             "timestamp_traitement": {"bsonType": "date"},
-            "lot_export": {"bsonType": ["int", "long"]},
+            "version": {"bsonType": ["int", "long"], "minimum": 2},
+            "annulee": {"bsonType": "bool"},
+            "arrivage": {"bsonType": "string"},
         },
     }
 }
-# Codes d'erreur de MongoDB.
-DUPLICATE_KEY, REFUSED_BY_VALIDATOR = 11000, 121
-NOT_ALLOWED = (13, 18)
-CONTENT = ("produit", "region", "montant", "date_vente")
-SAME_ID = "cet identifiant désigne déjà une autre vente"
-# Taille des listes « $in » : courtes, elles vont vite sur tous les serveurs.
-IN_SIZE = 100
-
-
-@dataclass
-class Outcome:
-    """Résultat d'une écriture : ventes nouvelles, et ventes refusées avec la raison, par identifiant."""
-
-    written: int = 0
-    refused: dict[str, str] = field(default_factory=dict)
+NOT_ALLOWED, WRONG_PASSWORD = 13, 18
+NOT_A_BASE = ("admin", "local", "config")
+VERSION_MARK = (
+    "\t"  # un identifiant n'a pas de caractère de contrôle : « id, tabulation, 2 » ne peut être que la version 2
+)
 
 
 def open_client() -> MongoClient[Document]:
     """Client MongoDB ; il ne se connecte qu'à la première requête, et ne reste jamais muet plus de 30 s."""
-    return MongoClient(mongo_uri(), serverSelectionTimeoutMS=3000, socketTimeoutMS=30_000)
-
-
-def prepare(client: MongoClient[Document]) -> Collection[Document]:
-    """Crée la collection, son validateur et ses index s'ils manquent.
-
-    Lève PipelineError si MongoDB ne répond pas ou refuse le compte.
-    """
-    database = client.get_database(DATABASE, write_concern=JOURNALED)
     try:
-        try:
-            database.create_collection(COLLECTION, validator=VALIDATOR)
-        except CollectionInvalid:  # elle existe : son validateur est mis à jour
-            database.command("collMod", COLLECTION, validator=VALIDATOR)
-        for name in INDEXES:
-            database[COLLECTION].create_index(name)
-    except OperationFailure as error:
-        reason = (error.details or {}).get("errmsg", error)
-        raise PipelineError(f"MongoDB refuse : {reason}. Vérifiez MONGO_URI.") from error
-    except PyMongoError as error:
+        return MongoClient(mongo_uri(), serverSelectionTimeoutMS=3000, socketTimeoutMS=30_000)
+    except (PyMongoError, ValueError) as error:
+        raise PipelineError(f"MONGO_URI ne convient pas : {error}.") from error
+
+
+def open_database(client: MongoClient[Document]) -> Database[Document]:
+    """La base que nomme MONGO_URI, sinon MONGO_DATABASE ; lue et écrite de façon sûre, quoi que dise MONGO_URI."""
+    try:
+        name = client.get_default_database().name
+    except ConfigurationError:
+        name = setting("MONGO_DATABASE")
+    if name in NOT_A_BASE:
         raise PipelineError(
-            "MongoDB ne répond pas : démarrez les services avec « make services » ou « docker-compose up -d »."
-        ) from error
-    return database[COLLECTION]
+            f"MONGO_URI mène à la base « {name} », celle des comptes : nommez celle des ventes, "
+            f"« …/ventes_db?authSource={name} »."
+        )
+    return client.get_database(name, read_preference=ReadPreference.PRIMARY, read_concern=READ, write_concern=JOURNALED)
+
+
+def explain(error: PyMongoError) -> str:
+    """Ce qui est arrivé à MongoDB, en quelques mots : il ne répond pas, ou il refuse, et alors ce qu'il dit."""
+    if not isinstance(error, OperationFailure):
+        return f"MongoDB ne répond pas ({type(error).__name__})"
+    details = error.details or {}
+    faults = [*details.get("writeErrors", ()), *details.get("writeConcernErrors", ())]
+    return f"MongoDB refuse : {(faults[0] if faults else details).get('errmsg') or error}"
+
+
+def account_error(error: PyMongoError) -> PipelineError | None:
+    """L'erreur à lever si MongoDB refuse le compte lui-même, ce que le temps ne change pas."""
+    codes = {error.code} if isinstance(error, OperationFailure) else set()
+    codes |= {fault["code"] for fault in (getattr(error, "details", None) or {}).get("writeErrors", ())}
+    if WRONG_PASSWORD in codes:
+        return PipelineError(
+            "MongoDB refuse le compte ou son mot de passe : vérifiez MONGO_URI, MONGO_USER, MONGO_PASSWORD."
+        )
+    if NOT_ALLOWED in codes:
+        return PipelineError(f"{explain(error)}. Ce compte n'en a pas le droit : donnez-le-lui, ou changez MONGO_URI.")
+    return None
+
+
+def prepare(database: Database[Document]) -> None:
+    """Crée la collection, son validateur et les index qui manquent ; ne demande rien de plus que lire s'ils y sont.
+
+    Lève PipelineError si MongoDB ne répond pas, ou refuse.
+    """
+    try:
+        known = {found["name"]: found.get("options", {}) for found in database.list_collections()}
+        if COLLECTION not in known:
+            _create(database)
+        elif known[COLLECTION].get("validator") != VALIDATOR or known[COLLECTION].get("validationLevel") != "moderate":
+            # moderate : un document d'avant, auquel il manque un champ nouveau, peut encore changer d'arrivage.
+            database.command("collMod", COLLECTION, validator=VALIDATOR, validationLevel="moderate")
+        for name, fields in INDEXES.items():
+            present = database[name].index_information() if name in known else {}
+            for field in fields:
+                keys = [(key, 1) for key in ([field] if isinstance(field, str) else field)]
+                if not any(index["key"] == keys for index in present.values()):
+                    database[name].create_index(keys)
+            if FORMER_INDEX in present:
+                database[name].drop_index(FORMER_INDEX)
+    except PyMongoError as error:
+        if isinstance(error, OperationFailure) and error.code == NOT_ALLOWED:
+            raise PipelineError(
+                f"{explain(error)}. Préparer la collection demande le rôle dbAdmin : lancez une fois "
+                "« python consumer.py --prepare » avec un compte qui l'a ; readWrite suffit ensuite."
+            ) from error
+        hint = "" if isinstance(error, OperationFailure) else f" : {START_HINT}"
+        raise account_error(error) or PipelineError(f"{explain(error)}{hint}.") from error
+
+
+def _create(database: Database[Document]) -> None:
+    try:
+        database.create_collection(COLLECTION, validator=VALIDATOR, validationLevel="moderate")
+    except CollectionInvalid:  # un autre consommateur vient de le faire
+        return
+
+
+def key(vente: Vente) -> str:
+    """Clé unique d'une version d'une vente."""
+    return vente.id if vente.version == 1 else f"{vente.id}{VERSION_MARK}{vente.version}"
 
 
 def to_document(vente: Vente, now: datetime) -> Document:
     """Document d'une vente ; ``now`` (UTC) devient ``timestamp_traitement``."""
-    return {
-        "_id": vente.id,
+    document = {
+        "_id": key(vente),
         "produit": vente.produit,
         "region": vente.region,
         "montant": Decimal128(vente.montant),
         "date_vente": vente.date_vente,
         "timestamp_traitement": now,
-        "lot_export": 0,
     }
+    return document if vente.version == 1 else document | {"version": vente.version, "annulee": vente.annulee}
 
 
-def insert(collection: Collection[Document], ventes: Mapping[str, Vente], now: datetime) -> Outcome:
-    """Écrit des ventes (par identifiant) en une requête ; celles qui y sont déjà ne changent rien.
+def to_row(document: Document) -> tuple[str, str, str, str, str, str, str]:
+    """Ligne CSV d'un document, tout en texte : rien n'est arrondi.
 
-    Une vente est refusée si le validateur n'en veut pas ou si son identifiant désigne déjà une
-    autre vente. Lève PyMongoError si MongoDB n'est pas en état de répondre : à répéter sans crainte.
+    Lève InvalidVente pour le document d'un autre programme qui n'est pas une vente au centime et à la seconde.
     """
-    if not ventes:
-        return Outcome()
     try:
-        collection.insert_many([to_document(vente, now) for vente in ventes.values()], ordered=False)
-        return Outcome(len(ventes))
-    except BulkWriteError as error:
-        faults = error.details["writeErrors"]
-        if error.details["writeConcernErrors"] or any(
-            fault["code"] not in (DUPLICATE_KEY, REFUSED_BY_VALIDATOR) for fault in faults
-        ):
-            raise
-    refused = {fault["op"]["_id"]: fault["errmsg"] for fault in faults if fault["code"] == REFUSED_BY_VALIDATOR}
-    present = [fault["op"]["_id"] for fault in faults if fault["code"] == DUPLICATE_KEY]
-    return Outcome(len(ventes) - len(faults), refused | _conflicts(collection, ventes, present))
-
-
-def _conflicts(collection: Collection[Document], ventes: Mapping[str, Vente], ids: list[str]) -> dict[str, str]:
-    """Parmi les identifiants déjà présents, ceux dont le contenu n'est pas celui de ``ventes``."""
-    different = {}
-    for start in range(0, len(ids), IN_SIZE):
-        for stored in collection.find({"_id": {"$in": ids[start : start + IN_SIZE]}}):
-            document = to_document(ventes[stored["_id"]], stored["timestamp_traitement"])
-            if any(stored[name] != document[name] for name in CONTENT):
-                different[stored["_id"]] = SAME_ID
-    return different
+        amount, when, version = document["montant"].to_decimal(), document["date_vente"], document.get("version", 1)
+        row = (
+            document["_id"].partition(VERSION_MARK)[0], document["produit"], document["region"], f"{amount:.2f}",
+            when.strftime(DATE_FORMAT), str(version), "true" if document.get("annulee") else "false",
+        )  # fmt: skip
+    except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise InvalidVente(f"un champ manque, ou n'est pas de son type ({error})") from error
+    if not all(isinstance(text, str) for text in row):
+        raise InvalidVente("un texte était attendu")
+    if not amount.is_finite() or amount % CENT:
+        raise InvalidVente(f"montant {amount} : plus de deux décimales")
+    if when.microsecond:
+        raise InvalidVente(f"date_vente {when} : plus fine que la seconde")
+    return row

@@ -3,30 +3,33 @@
     python consumer.py                    sans fin ; Ctrl-C pour arrêter
     python consumer.py --idle-timeout 10  s'arrête après 10 s sans message
     python consumer.py --from-beginning   relit tout : rien n'est doublé
+    python consumer.py --prepare          crée la collection et ses index, puis fin
 
 Garantit : chaque vente est une fois dans MongoDB, quoi qu'il arrive à ce script, à Kafka
 ou à MongoDB, et quel que soit le nombre de consommateurs : la vente est écrite et
 journalisée avant que sa position soit validée, et son identifiant est la clé unique _id.
+Une correction est un document de plus : rien n'est jamais récrit.
 Ce qui n'est pas une vente va dans ventes-stream-dlq, avec la raison et l'origine.
 Ne garantit pas : qu'une lettre morte n'y est qu'une fois après une coupure ; ses en-têtes
 dlq.partition et dlq.offset la reconnaissent.
 Ensuite : schedule_export.py exporte ces ventes en CSV. L'écriture elle-même est dans
-collection.py, les règles d'une vente dans ventes.py.
+arrivages.py, la forme d'un document dans collection.py, les règles d'une vente dans ventes.py.
 """
 
 import argparse
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
-from pymongo.collection import Collection
+from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.errors import PipelineError
 from commun.kafka import (
     DEAD_LETTER_BYTES,
@@ -38,8 +41,10 @@ from commun.kafka import (
     ensure_topics,
     place,
     readable,
+    send,
 )
-from exercice3.collection import NOT_ALLOWED, Document, Outcome, insert, open_client, prepare
+from exercice3.arrivages import Outcome, write
+from exercice3.collection import Document, account_error, explain, key, open_client, open_database, prepare
 from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice3.ventes import InvalidVente, Vente, parse
 
@@ -47,7 +52,11 @@ log = logging.getLogger("pipeline")
 
 GROUP = "ventes-consumer-group"
 BATCH_SIZE = 1000
+BATCH_BYTES = 8_000_000  # un message peut peser 1 Mo
+READ_SIZE = 100
 BATCH_SECONDS = 0.5  # un lot incomplet n'attend pas plus
+ASSIGNED_SECONDS = 60.0  # sans partition au bout de ce temps, il n'y en a pas pour nous
+COMMIT_SECONDS = 5.0  # ce que l'arrêt laisse à Kafka pour valider la dernière position
 RETRY_SECONDS = (0.5, 1, 2, 5)  # attentes successives quand MongoDB ne répond pas ; la dernière se répète
 REPORT_SECONDS = 5.0
 
@@ -58,6 +67,7 @@ CONSUMER_CONFIG = {
     "partition.assignment.strategy": "cooperative-sticky",  # un membre arrive sans arrêter les autres
     "session.timeout.ms": 10_000,  # un membre tué est remplacé au bout de 10 s
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
+    "queued.max.messages.kbytes": 16_384,  # borne la mémoire : ce qui est lu d'avance, par partition
 }
 DEAD_LETTER_CONFIG = {
     "acks": "all",
@@ -67,7 +77,7 @@ DEAD_LETTER_CONFIG = {
 }
 GUARANTEED = ("enable.auto.commit", "auto.offset.reset", "acks", "enable.idempotence", "message.timeout.ms")
 
-Batch = dict[str, tuple[Vente, list[Message]]]  # par identifiant : la vente et les messages qui la portent
+Batch = dict[str, tuple[Vente, list[Message]]]  # par clé : la vente et les messages qui la portent
 Rejected = list[tuple[Message, str]]  # messages refusés, avec la raison
 
 
@@ -102,28 +112,29 @@ def sort_messages(messages: list[Message], now: datetime) -> tuple[list[Batch], 
             rejected.append((message, str(error)))
             continue
         for batch in batches:
-            known, origins = batch.setdefault(vente.id, (vente, []))
+            known, origins = batch.setdefault(key(vente), (vente, []))
             if known == vente:
                 origins.append(message)
                 break
         else:
-            batches.append({vente.id: (vente, [message])})
+            batches.append({key(vente): (vente, [message])})
     return batches, rejected
 
 
-def insert_until_done(consumer: Consumer, collection: Collection[Document], batch: Batch, stop: Stop) -> Outcome | None:
-    """``insert``, répété jusqu'à ce que MongoDB réponde ; None si l'arrêt est demandé avant."""
-    ventes = {id: vente for id, (vente, _) in batch.items()}
-    attempt = 0
+def write_until_done(consumer: Consumer, database: Database[Document], batch: Batch, stop: Stop) -> Outcome | None:
+    """``write``, répété jusqu'à ce que MongoDB réponde ; None si l'arrêt est demandé avant."""
+    said, attempt = "", 0
     while True:
         try:
-            outcome = insert(collection, ventes, datetime.now(UTC))
+            outcome = write(database, [vente for vente, _ in batch.values()], datetime.now(UTC))
             break
         except PyMongoError as error:
-            if isinstance(error, OperationFailure) and error.code in NOT_ALLOWED:
-                raise PipelineError(f"MongoDB refuse l'écriture : {error}. Vérifiez MONGO_URI.") from error
-            if attempt == 0:
-                log.warning("MongoDB ne répond plus (%s) : j'attends, rien n'est perdu.", type(error).__name__)
+            if fault := account_error(error):
+                raise fault from error
+            now_said = explain(error) if isinstance(error, OperationFailure) else "MongoDB ne répond plus"
+            if now_said != said:
+                said = now_said
+                log.warning("%s : j'attends, rien n'est perdu.", said)
             if stop:
                 return None
             wait_paused(consumer, RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
@@ -155,12 +166,10 @@ def bury(producer: Producer, topic: str, rejected: Rejected, stop: Stop) -> bool
 
     for message, reason in rejected:
         headers = dead_letter_of(message, reason)
-        while True:
-            try:
-                producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=on_delivery)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        try:
+            send(producer, stop, topic, message.value(), key=message.key(), headers=headers, on_delivery=on_delivery)
+        except Stopped:
+            return False
         log.warning("Lettre morte (partition %s, offset %s) : %s", message.partition(), message.offset(), reason)
     while rejected and producer.flush(1):
         if stop:
@@ -168,21 +177,34 @@ def bury(producer: Producer, topic: str, rejected: Rejected, stop: Stop) -> bool
     return True
 
 
-def commit(consumer: Consumer, messages: list[Message]) -> None:
-    """Valide la position qui suit le dernier message de chaque partition."""
+def commit(consumer: Consumer, messages: list[Message], stop: Stop) -> None:
+    """Valide la position qui suit le dernier message de chaque partition.
+
+    Kafka absent, attend son retour ; l'arrêt n'attend pas plus de COMMIT_SECONDS.
+    """
     following = {message.partition(): place(message, 1) for message in messages}
-    try:
-        consumer.commit(offsets=list(following.values()), asynchronous=False)
-    except KafkaException as error:
-        # Partition passée à un autre membre entre-temps : il relira ces ventes, MongoDB les reconnaîtra.
-        log.info("Position non validée (%s) : ces messages seront relus sans doublon.", error.args[0].name())
+
+    def ask() -> None:
+        try:
+            consumer.commit(offsets=list(following.values()), asynchronous=False)
+        except (KafkaException, RuntimeError) as error:
+            # Partition passée à un autre membre entre-temps : il relira ces ventes, MongoDB les reconnaîtra.
+            reason = error.args[0].name() if isinstance(error, KafkaException) else error
+            log.info("Position non validée (%s) : ces messages seront relus sans doublon.", reason)
+
+    asking = threading.Thread(target=ask, daemon=True)  # commit n'a pas de délai : un fil à part, et Ctrl-C est entendu
+    asking.start()
+    left = COMMIT_SECONDS
+    while asking.is_alive() and left > 0:
+        asking.join(0.1)
+        left -= 0.1 if stop else 0
 
 
 @dataclass
 class Sink:
-    """Où vont les messages : la collection, la file des lettres mortes, et le compte de ce qui est fait."""
+    """Où vont les messages : la base, la file des lettres mortes, et le compte de ce qui est fait."""
 
-    collection: Collection[Document]
+    database: Database[Document]
     producer: Producer
     dead_letter_topic: str
     counts: Counts
@@ -193,31 +215,60 @@ def process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop)
     batches, rejected = sort_messages(messages, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
     written = 0
     for batch in batches:
-        outcome = insert_until_done(consumer, sink.collection, batch, stop)
+        outcome = write_until_done(consumer, sink.database, batch, stop)
         if outcome is None:
             return False
         written += outcome.written
         rejected += [(message, reason) for id, reason in outcome.refused.items() for message in batch[id][1]]
     if not bury(sink.producer, sink.dead_letter_topic, rejected, stop):
         return False
-    commit(consumer, messages)
+    commit(consumer, messages, stop)
     sink.counts.read += len(messages)
     sink.counts.written += written
     sink.counts.dead_letters += len(rejected)
     return True
 
 
-def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop) -> None:
+def read_batch(consumer: Consumer, room: int) -> list[Message]:
+    """Au plus ``room`` messages, BATCH_BYTES octets, BATCH_SECONDS d'attente."""
+    batch: list[Message] = []
+    size, deadline = 0, time.monotonic() + BATCH_SECONDS
+    while len(batch) < room and size < BATCH_BYTES and (left := deadline - time.monotonic()) > 0:
+        messages = consumer.consume(min(READ_SIZE, room - len(batch)), left)
+        batch += filter(readable, messages)
+        size += sum(len(message.value() or b"") for message in messages)
+    return batch
+
+
+class Assigned:
+    """Rappel d'attribution : le silence ne se compte qu'une fois des partitions reçues."""
+
+    def __init__(self, from_beginning: bool) -> None:
+        self._since = time.monotonic()
+        self._then = FromBeginning() if from_beginning else None
+        self._done = False
+
+    def __call__(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """``partitions`` arrivent ; sans rappel de plus, le client les prend lui-même."""
+        self._done = self._done or bool(partitions)
+        if self._then:
+            self._then(consumer, partitions)
+
+    def __bool__(self) -> bool:
+        return self._done or time.monotonic() - self._since > ASSIGNED_SECONDS
+
+
+def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop, assigned: Assigned) -> None:
     """La boucle : un lot après l'autre, jusqu'à l'arrêt, --max-messages ou --idle-timeout."""
     counts = sink.counts
     active = reported = time.monotonic()
     while not stop and (args.max_messages is None or counts.read < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - counts.read)
-        messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
-        if messages:
-            if not process(consumer, sink, messages, stop):
-                log.warning("Arrêt : %d messages non traités seront relus au prochain démarrage.", len(messages))
-                break
+        messages = read_batch(consumer, room)
+        if messages and not process(consumer, sink, messages, stop):
+            log.warning("Arrêt : %d messages non traités seront relus au prochain démarrage.", len(messages))
+            break
+        if messages or not assigned:
             active = time.monotonic()
         elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
             break
@@ -232,9 +283,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic à lire")
     parser.option("--group", env="VENTES_GROUP", default=GROUP, help="groupe de consommateurs")
     parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--prepare", action="store_true", help="crée ce qui manque dans MongoDB (rôle dbAdmin), puis fin")
     parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages")
-    parser.option("--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message")
+    parser.option(
+        "--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message, une fois des partitions "
+        "reçues",
+    )  # fmt: skip
     return parser.parse(argv)
 
 
@@ -242,6 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
+    if args.prepare:
+        with open_client() as client:
+            prepare(open_database(client))
+        return 0
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
     producer_config = client_config(DEAD_LETTER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topics(
@@ -250,13 +309,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
     )
     with open_client() as client:
-        collection = prepare(client)
+        database = open_database(client)
+        prepare(database)
         consumer, producer = connect(Consumer, config), connect(Producer, producer_config)
-        sink = Sink(collection, producer, args.topic + "-dlq", Counts())
-        log.info("Lecture de %s (groupe %s), écriture dans MongoDB.", args.topic, args.group)
+        sink = Sink(database, producer, args.topic + "-dlq", Counts())
+        log.info("Lecture de %s (groupe %s), écriture dans MongoDB (%s).", args.topic, args.group, database.name)
         try:
-            consumer.subscribe([args.topic], **({"on_assign": FromBeginning()} if args.from_beginning else {}))
-            consume(consumer, sink, args, stop)
+            assigned = Assigned(args.from_beginning)
+            consumer.subscribe([args.topic], on_assign=assigned)
+            consume(consumer, sink, args, stop, assigned)
         finally:
             consumer.close()  # quitte le groupe tout de suite : un autre membre prend la suite
     log.info("Terminé : %s.", sink.counts)

@@ -3,6 +3,7 @@
     python producer.py                        10 ventes par seconde, sans fin
     python producer.py --count 1000 --rate 0  1 000 ventes, au plus vite
     python producer.py --seed 42 --count 100  toujours les mêmes 100 ventes
+    python producer.py --corrections 2        corrige ou annule ensuite 2 % des ventes
 
 Garantit : toute vente annoncée « confirmée » est écrite sur deux brokers au moins ;
 Ctrl-C et SIGTERM attendent les confirmations en vol ; Kafka absent, le script attend.
@@ -15,9 +16,10 @@ import argparse
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import islice
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.cimpl import NewTopic
@@ -25,14 +27,17 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import client_config, connect, ensure_topics
-from exercice3.ventes import Vente, generate, to_json
+from exercice3.ventes import Vente, generate, to_json, with_corrections
 
 log = logging.getLogger("pipeline")
 
 TOPIC = "ventes-stream"
 PARTITIONS = 6
 REPLICATION_FACTOR = 3
-TOPIC_CONFIG = {"retention.ms": "-1"}  # rien ne s'efface au bout de sept jours
+TOPIC_CONFIG = {
+    "retention.ms": "-1",  # rien ne s'efface au bout de sept jours
+    "min.insync.replicas": "2",  # « confirmée » veut dire écrite sur deux brokers, sur ce cluster ou un autre
+}
 REPORT_SECONDS = 5.0
 FLUSH_SECONDS = 30.0
 # Fin de la période d'une suite rejouable (--seed) : fixe, pour que les dates le soient aussi.
@@ -89,12 +94,12 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
                 return False
 
 
-def produce(producer: Producer, ventes: Iterator[Vente], args: argparse.Namespace, stop: Stop) -> Deliveries:
-    """Envoie ``args.count`` ventes (sans fin si None) au rythme de ``args.rate`` par seconde (0 : au plus vite)."""
+def produce(producer: Producer, ventes: Iterable[Vente], args: argparse.Namespace, stop: Stop) -> Deliveries:
+    """Envoie ces ventes, au rythme de ``args.rate`` par seconde (0 : au plus vite)."""
     deliveries = Deliveries()
     start = reported = time.monotonic()
-    while not stop and (args.count is None or deliveries.sent < args.count):
-        if not send(producer, args.topic, next(ventes), deliveries, stop):
+    for vente in ventes:
+        if stop or not send(producer, args.topic, vente, deliveries, stop):
             break
         producer.poll(0)  # sert les rappels de confirmation
         now = time.monotonic()
@@ -128,6 +133,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--seed", type=positive(zero=True), help="graine : la même donne les mêmes ventes")
     parser.option("--start", type=positive(), default=1, help="numéro de la première vente de la suite")
     parser.option("--days", type=positive(), default=90, help="ventes datées des N derniers jours")
+    parser.option("--corrections", type=positive(float, zero=True), default=0.0, help="pour cent de ventes corrigées")
     args = parser.parse(argv)
     if args.seed is not None and args.seed >= 2**32:
         parser.error("--seed : un nombre inférieur à 4294967296 est attendu")
@@ -143,8 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed, clock = (secrets.randbits(32), datetime.now) if args.seed is None else (args.seed, lambda: REPLAY_END)
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
     producer = connect(Producer, config)
+    ventes: Iterable[Vente] = islice(generate(seed, clock, args.days, args.start), args.count)
+    if args.corrections:
+        ventes = with_corrections(ventes, args.corrections, seed)
     try:
-        deliveries = produce(producer, generate(seed, clock, args.days, args.start), args, stop)
+        deliveries = produce(producer, ventes, args, stop)
     except KafkaException as error:
         raise PipelineError(f"Kafka refuse l'envoi : {error.args[0].str()}.") from error
     finish(producer, deliveries, args.topic)

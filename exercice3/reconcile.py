@@ -14,11 +14,11 @@ Des ventes encore en route sont une différence : relancez, ou donnez --wait.
 
 import argparse
 import csv
-import json
+import io
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -34,17 +34,18 @@ from commun.cli import Parser, french_number, positive, run
 from commun.errors import START_HINT, PipelineError
 from commun.kafka import client_config, connect
 from commun.settings import export_dir, postgres_dsn
-from exercice3.collection import DATABASE, open_client
-from exercice3.ventes import InvalidVente, generate, parse, run_of
+from exercice3.arrivages import IN_SIZE
+from exercice3.collection import account_error, explain, open_client, open_database, to_row
+from exercice3.lots import BadFile, manifests, open_file, read_manifest
+from exercice3.ventes import InvalidVente, Vente, generate, parse, run_of
 
 log = logging.getLogger("pipeline")
 
 TOPIC = "ventes-stream"
-LOTS = "ventes_[0-9]*.json"
 RETRY_SECONDS = 1.0
 ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
 IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
-    ("PostgreSQL", "ventes", "montant", "count(*)"),
+    ("PostgreSQL", "ventes WHERE NOT annulee", "montant", "count(*)"),
     ("par jour", "ventes_par_jour", "chiffre_affaires", "sum(nombre_ventes)"),
     ("tableaux", "ventes_analyse", "chiffre_affaires", "sum(nombre_ventes)"),
 )
@@ -95,34 +96,77 @@ class Distinct:
         return True
 
 
+class Latest:
+    """Compte chaque vente une fois, dans sa plus grande version ; annulée, elle ne compte pas.
+
+    Les corrections sont rares : elles seules sont gardées en mémoire. Il faut pour cela relire les premières versions
+    quand il y a des corrections (``replace``).
+    """
+
+    def __init__(self, totals: Totals) -> None:
+        self.totals, self.corrected = totals, dict[str, Vente]()
+        self.distinct, self.repeated = Distinct(), 0
+        self._versions: set[tuple[str, int]] = set()
+
+    def add(self, vente: Vente) -> None:
+        """Une vente lue."""
+        if vente.version == 1:
+            if self.distinct.add(vente.id):
+                self.totals.add(vente.region, vente.produit, vente.montant)
+            else:
+                self.repeated += 1
+            return
+        self.repeated += (vente.id, vente.version) in self._versions
+        self._versions.add((vente.id, vente.version))
+        if vente.version > self.corrected.get(vente.id, vente).version or vente.id not in self.corrected:
+            self.corrected[vente.id] = vente
+
+    def replace(self, again: Iterable[Vente]) -> None:
+        """``again`` : toutes les ventes, de nouveau ; les premières versions corrigées laissent la place."""
+        left = set(self.corrected)
+        for vente in again:
+            if vente.version == 1 and vente.id in left:
+                left.discard(vente.id)
+                self.totals.add(vente.region, vente.produit, -vente.montant, -1)
+        for vente in self.corrected.values():
+            if not vente.annulee:
+                self.totals.add(vente.region, vente.produit, vente.montant)
+        if self.corrected:
+            self.totals.notes.append(f"{len(self.corrected)} corrigées ou annulées")
+
+
 def from_kafka(args: argparse.Namespace) -> tuple[Totals, Totals]:
     """Les ventes distinctes du topic, et ce que producer.py a dû produire d'après leurs identifiants."""
     config = client_config({"group.id": "reconcile", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}, (),
                            args.bootstrap_servers)  # fmt: skip
-    kafka, foreign, distinct = Totals("Kafka"), Totals(""), Distinct()
-    messages = invalid = 0
-    consumer = connect(Consumer, config)
-    try:
+    kafka, foreign = Latest(Totals("Kafka")), Latest(Totals(""))
+    invalid = 0
+
+    def ventes() -> Iterator[Vente]:
+        nonlocal invalid
         for value in read_topic(consumer, args.topic):
-            messages += 1
             try:
-                vente = parse(value, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
+                yield parse(value, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
             except InvalidVente:
                 invalid += 1
-                continue
-            if distinct.add(vente.id):
-                kafka.add(vente.region, vente.produit, vente.montant)
-                if not run_of(vente.id):
-                    foreign.add(vente.region, vente.produit, vente.montant)
+
+    consumer = connect(Consumer, config)
+    try:
+        for vente in ventes():
+            kafka.add(vente)
+            if not run_of(vente.id):
+                foreign.add(vente)
+        notes = [f"{kafka.repeated} messages répétés"] if kafka.repeated else []
+        notes += [f"{invalid} messages invalides"] if invalid else []
+        if kafka.corrected:
+            kafka.replace(ventes())
+            foreign.replace(ventes())
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas : {START_HINT}.") from error
     finally:
         consumer.close()
-    if repeated := messages - invalid - kafka.count.total():
-        kafka.notes.append(f"{repeated} messages répétés")
-    if invalid:
-        kafka.notes.append(f"{invalid} messages invalides")
-    return produced(distinct.runs, foreign), kafka
+    kafka.totals.notes[:0] = notes
+    return produced(kafka, foreign.totals), kafka.totals
 
 
 def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
@@ -130,12 +174,13 @@ def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
     metadata = consumer.list_topics(topic, timeout=10).topics[topic]
     if metadata.error:
         return
-    ends = {}
+    ends, starts = {}, []
     for number in metadata.partitions:
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
         if high > low:
             ends[number] = high
-    consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+            starts.append(TopicPartition(topic, number, low))  # et non 0 : Kafka a pu effacer le début
+    consumer.assign(starts)
     silent_since = time.monotonic()
     while ends:
         for message in consumer.consume(5000, 0.2):
@@ -150,19 +195,22 @@ def read_topic(consumer: Consumer, topic: str) -> Iterable[bytes | None]:
             raise PipelineError(f"Kafka ne donne plus rien du topic {topic} depuis 30 s : voyez « make status ».")
 
 
-def produced(runs: dict[int, set[int]], foreign: Totals) -> Totals:
+def produced(kafka: Latest, foreign: Totals) -> Totals:
     """Refait les ventes 1, 2, 3… de chaque graine vue dans Kafka, jusqu'au plus grand numéro.
 
-    Un numéro qui manque dans Kafka fait donc une différence : une vente perdue. Les ventes
-    écrites autrement que par producer.py sont prises telles quelles.
+    Un numéro qui manque dans Kafka fait donc une différence : une vente perdue. Les corrections, et les ventes
+    écrites autrement que par producer.py, sont prises telles quelles.
     """
     totals = Totals("produites", Counter(foreign.count), Counter(foreign.cents))
-    for seed, numbers in runs.items():
+    corrected = {run_of(id): vente for id, vente in kafka.corrected.items() if run_of(id)}
+    for seed, numbers in kafka.distinct.runs.items():
         first, last = min(numbers), max(numbers)
         if first > 1:
             totals.notes.append(f"la suite {seed} commence à {first}")
-        for vente in islice(generate(seed, lambda: ANY_DATE, 1, start=first), last - first + 1):
-            totals.add(vente.region, vente.produit, vente.montant)
+        for number, made in enumerate(islice(generate(seed, lambda: ANY_DATE, 1, first), last - first + 1), first):
+            vente = corrected.get((seed, number), made)
+            if not vente.annulee:
+                totals.add(vente.region, vente.produit, vente.montant)
         if lost := last - first + 1 - len(numbers):
             totals.faults.append(f"graine {seed} : {lost} ventes ne sont pas dans Kafka")
     return totals
@@ -170,45 +218,71 @@ def produced(runs: dict[int, set[int]], foreign: Totals) -> Totals:
 
 def from_mongodb() -> Totals:
     """Les ventes de MongoDB."""
-    totals = Totals("MongoDB")
+    latest = Latest(Totals("MongoDB"))
     group = {"_id": {"r": "$region", "p": "$produit"}, "n": {"$sum": 1}, "montant": {"$sum": "$montant"}}
     try:
         with open_client() as client:
-            for row in client[DATABASE].ventes.aggregate([{"$group": group}]):
-                totals.add(row["_id"]["r"], row["_id"]["p"], row["montant"].to_decimal(), row["n"])
+            ventes = open_database(client).ventes
+            for row in ventes.aggregate([{"$match": {"version": None}}, {"$group": group}]):
+                latest.totals.add(row["_id"]["r"], row["_id"]["p"], row["montant"].to_decimal(), row["n"])
+            for document in ventes.find({"version": {"$gt": 1}}):
+                latest.add(from_row(to_row(document)))
+            ids = list(latest.corrected)
+            parts = (ids[start : start + IN_SIZE] for start in range(0, len(ids), IN_SIZE))
+            latest.replace(from_row(to_row(first)) for part in parts for first in ventes.find({"_id": {"$in": part}}))
     except PyMongoError as error:
-        raise PipelineError(f"MongoDB ne répond pas : {START_HINT}.") from error
-    return totals
+        raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
+    return latest.totals
+
+
+def from_row(row: Sequence[str]) -> Vente:
+    """Vente d'une ligne CSV, avec ou sans les colonnes des corrections ; lève ValueError si elle n'en est pas une."""
+    id, produit, region, montant, _, *version = row
+    number, cancelled = version or ("1", "false")
+    return Vente(id, produit, region, Decimal(montant), ANY_DATE, int(number), cancelled == "true")
 
 
 def from_files(args: argparse.Namespace) -> Totals:
     """Les ventes des fichiers terminés ; une vente dans deux fichiers est une faute."""
-    totals = Totals("CSV")
-    distinct, twice = Distinct(), 0
-    for manifest in sorted(args.export_dir.glob(LOTS)):
-        path = args.export_dir / json.loads(manifest.read_bytes())["fichier"]
-        if not path.exists():
-            totals.faults.append(f"{path.name} manque alors que son manifeste est là")
-            continue
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                twice += not distinct.add(row["id"])
-                totals.add(row["region"], row["produit"], Decimal(row["montant"]))
-    if twice:
-        totals.faults.append(f"{twice} ventes sont dans deux fichiers")
-    return totals
+    latest = Latest(Totals("CSV"))
+
+    def ventes() -> Iterator[Vente]:
+        for path in manifests(args.export_dir):
+            name = path.with_suffix(".csv").name
+            try:
+                content = open_file(read_manifest(path))
+                with io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
+                    rows = csv.reader(text)
+                    next(rows, None)
+                    yield from map(from_row, rows)
+            except BadFile as error:
+                faults.add(f"{name} : {error}")
+            except (ArithmeticError, ValueError, csv.Error) as error:
+                faults.add(f"{name} : une ligne illisible ({error})")
+
+    faults: set[str] = set()
+    for vente in ventes():
+        latest.add(vente)
+    if latest.corrected:
+        latest.replace(ventes())
+    latest.totals.faults += sorted(faults)
+    if latest.repeated:
+        latest.totals.faults.append(f"{latest.repeated} ventes sont dans deux fichiers")
+    return latest.totals
 
 
 def from_postgres() -> list[Totals]:
     """Les ventes de PostgreSQL, et ce que la vue des tableaux de bord en montre, au même instant."""
     found = []
     try:
-        connection = psycopg2.connect(**postgres_dsn(), connect_timeout=5, application_name="reconcile.py")
+        connection = psycopg2.connect(
+            **postgres_dsn(), connect_timeout=5, application_name="reconcile.py", client_encoding="UTF8"
+        )
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with connection, connection.cursor() as cursor:
             for name, relation, amount, count in IN_POSTGRES:
                 found.append(Totals(name))
-                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (relation,))
+                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (relation.split()[0],))
                 if cursor.fetchone() == (True,):
                     cursor.execute(f"SELECT region, produit, sum({amount}), {count} FROM {relation} GROUP BY 1, 2")  # noqa: S608
                     for region, produit, euros, ventes in cursor:

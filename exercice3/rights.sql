@@ -1,14 +1,13 @@
--- Droits du rôle tableau, que pg.py pose à chaque démarrage. Il ne peut que lire : ni écrire, ni
--- créer d'objet, même temporaire.
+-- Droits du rôle tableau : lire, et rien d'autre. Il ne crée pas non plus d'objet temporaire, là où
+-- services/config/roles.sql l'a retiré à PUBLIC à la naissance de la base.
 DO $$
 DECLARE
     lisible text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tableau') THEN
         CREATE ROLE tableau NOLOGIN;
-        RAISE NOTICE 'Rôle tableau créé sans mot de passe : ALTER ROLE tableau LOGIN PASSWORD ''…'';';
+        RAISE NOTICE 'Rôle tableau créé sans mot de passe : ALTER ROLE tableau LOGIN PASSWORD ''...'';';
     END IF;
-    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO tableau', current_database());
     GRANT USAGE ON SCHEMA public TO tableau;
     FOR lisible IN

@@ -1,40 +1,25 @@
--- Sommes par heure et par jour, que PostgreSQL tient à jour à chaque écriture de ventes. pg.py
--- applique ce fichier si la table ventes n'a pas ses déclencheurs. Dix millions de ventes
--- tiennent en quelques centaines de milliers de sommes : c'est elles que les vues lisent. Une
--- somme retombée à zéro vente reste, et les vues l'ignorent.
+-- Sommes par heure et par jour, que PostgreSQL tient à jour à chaque écriture de ventes. Dix millions
+-- de ventes tiennent en quelques centaines de milliers de sommes : c'est elles que les vues lisent.
+-- Une somme retombée à zéro vente reste, et les vues l'ignorent ; une vente annulée n'y est pas.
 
 -- La table ventes a été effacée puis refaite : les sommes de l'ancienne s'en vont.
 DO $$
 BEGIN
-    IF to_regproc('ventes_compter') IS NOT NULL THEN
+    IF to_regproc('ventes_compter') IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'ventes'::regclass AND tgname = 'ventes_videes')
+    THEN
         DROP TABLE IF EXISTS ventes_par_heure, ventes_par_jour CASCADE;
         DROP FUNCTION ventes_compter, ventes_oublier CASCADE;
     END IF;
 END
 $$;
 
-CREATE TABLE ventes_par_heure (
-    jour             date,
-    heure            smallint,
-    region           text,
-    produit          text,
-    nombre_ventes    bigint         NOT NULL,
-    chiffre_affaires numeric(18, 2) NOT NULL,
-    PRIMARY KEY (jour, heure, region, produit)
-);
-CREATE TABLE ventes_par_jour (
-    jour             date,
-    region           text,
-    produit          text,
-    nombre_ventes    bigint         NOT NULL,
-    chiffre_affaires numeric(18, 2) NOT NULL,
-    PRIMARY KEY (jour, region, produit)
-);
-
 -- Ajoute aux sommes les lignes écrites et en retire les lignes remplacées ou effacées, dans
 -- la transaction même de l'écriture : elles ne peuvent pas s'écarter de la table ventes. Un
 -- chargement à la fois s'en occupe, jusqu'à sa validation : aucun verrou mortel entre deux.
-CREATE FUNCTION ventes_compter() RETURNS trigger LANGUAGE plpgsql AS $$
+-- SECURITY DEFINER : qui peut écrire ventes n'a besoin d'aucun droit sur les sommes.
+CREATE OR REPLACE FUNCTION ventes_compter() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     ajouts   text := 'SELECT 1 AS signe, * FROM nouvelles';
     retraits text := 'SELECT -1 AS signe, * FROM anciennes';
@@ -45,17 +30,18 @@ BEGIN
              SELECT
                  date_vente::date AS jour, extract(hour FROM date_vente)::smallint AS heure, region, produit,
                  sum(signe) AS nombre, sum(signe * montant) AS montant
-             FROM (%1$s) AS lignes
+             FROM (%s) AS lignes
+             WHERE NOT annulee
              GROUP BY 1, 2, 3, 4
          ),
          par_heure AS (
-             INSERT INTO %2$I.ventes_par_heure AS h
+             INSERT INTO ventes_par_heure AS h
              SELECT * FROM ecarts
              ON CONFLICT (jour, heure, region, produit) DO UPDATE
                  SET nombre_ventes = h.nombre_ventes + excluded.nombre_ventes,
                      chiffre_affaires = h.chiffre_affaires + excluded.chiffre_affaires
          )
-         INSERT INTO %2$I.ventes_par_jour AS j
+         INSERT INTO ventes_par_jour AS j
          SELECT jour, region, produit, sum(nombre), sum(montant)
          FROM ecarts
          GROUP BY jour, region, produit
@@ -66,38 +52,71 @@ BEGIN
             WHEN 'INSERT' THEN ajouts
             WHEN 'DELETE' THEN retraits
             ELSE ajouts || ' UNION ALL ' || retraits
-        END,
-        TG_TABLE_SCHEMA
+        END
     );
     RETURN NULL;
 END
 $$;
 
-CREATE FUNCTION ventes_oublier() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION ventes_oublier() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    EXECUTE format('TRUNCATE %1$I.ventes_par_heure, %1$I.ventes_par_jour', TG_TABLE_SCHEMA);
+    TRUNCATE ventes_par_heure, ventes_par_jour;
     RETURN NULL;
 END
 $$;
 
-CREATE TRIGGER ventes_ajoutees AFTER INSERT ON ventes
-    REFERENCING NEW TABLE AS nouvelles
-    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
-CREATE TRIGGER ventes_modifiees AFTER UPDATE ON ventes
-    REFERENCING NEW TABLE AS nouvelles OLD TABLE AS anciennes
-    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
-CREATE TRIGGER ventes_effacees AFTER DELETE ON ventes
-    REFERENCING OLD TABLE AS anciennes
-    FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
-CREATE TRIGGER ventes_videes AFTER TRUNCATE ON ventes
-    FOR EACH STATEMENT EXECUTE FUNCTION ventes_oublier();
+-- Le schéma où elles écrivent, fixé : une table temporaire du même nom ne les trompe pas.
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION ventes_compter() SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION ventes_oublier() SET search_path = %I, pg_temp', current_schema());
+END
+$$;
 
--- Les ventes déjà là. CREATE TRIGGER vient de verrouiller ventes : aucune ne passe entre les deux.
-INSERT INTO ventes_par_heure
-SELECT date_vente::date, extract(hour FROM date_vente), region, produit, count(*), sum(montant)
-FROM ventes
-GROUP BY 1, 2, 3, 4;
-INSERT INTO ventes_par_jour
-SELECT jour, region, produit, sum(nombre_ventes), sum(chiffre_affaires)
-FROM ventes_par_heure
-GROUP BY jour, region, produit;
+-- Les tables et leurs déclencheurs, une fois, avec les ventes déjà là. CREATE TRIGGER verrouille
+-- ventes : aucune ne passe entre les deux.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'ventes'::regclass AND tgname = 'ventes_videes') THEN
+        RETURN;
+    END IF;
+    CREATE TABLE ventes_par_heure (
+        jour             date,
+        heure            smallint,
+        region           text,
+        produit          text,
+        nombre_ventes    bigint         NOT NULL,
+        chiffre_affaires numeric(18, 2) NOT NULL,
+        PRIMARY KEY (jour, heure, region, produit)
+    );
+    CREATE TABLE ventes_par_jour (
+        jour             date,
+        region           text,
+        produit          text,
+        nombre_ventes    bigint         NOT NULL,
+        chiffre_affaires numeric(18, 2) NOT NULL,
+        PRIMARY KEY (jour, region, produit)
+    );
+    CREATE TRIGGER ventes_ajoutees AFTER INSERT ON ventes
+        REFERENCING NEW TABLE AS nouvelles
+        FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+    CREATE TRIGGER ventes_modifiees AFTER UPDATE ON ventes
+        REFERENCING NEW TABLE AS nouvelles OLD TABLE AS anciennes
+        FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+    CREATE TRIGGER ventes_effacees AFTER DELETE ON ventes
+        REFERENCING OLD TABLE AS anciennes
+        FOR EACH STATEMENT EXECUTE FUNCTION ventes_compter();
+    CREATE TRIGGER ventes_videes AFTER TRUNCATE ON ventes
+        FOR EACH STATEMENT EXECUTE FUNCTION ventes_oublier();
+    INSERT INTO ventes_par_heure
+    SELECT date_vente::date, extract(hour FROM date_vente), region, produit, count(*), sum(montant)
+    FROM ventes
+    WHERE NOT annulee
+    GROUP BY 1, 2, 3, 4;
+    INSERT INTO ventes_par_jour
+    SELECT jour, region, produit, sum(nombre_ventes), sum(chiffre_affaires)
+    FROM ventes_par_heure
+    GROUP BY jour, region, produit;
+END
+$$;

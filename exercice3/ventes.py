@@ -5,21 +5,33 @@ produit      texte
 region       texte
 montant      Decimal    euros, deux décimales au plus, exact : jamais un flottant
 date_vente   datetime   heure locale du magasin, à la seconde, sans fuseau
+
+Une vente corrigée ou annulée est envoyée de nouveau, sous le même identifiant et une version plus grande ; un message
+sans version est la version 1.
 """
 
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from functools import lru_cache
+from itertools import accumulate, count
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from faker import Faker
 from faker.providers import BaseProvider
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 FIELDS = ("id", "produit", "region", "montant", "date_vente")
+VERSION_FIELDS = ("version", "annulee")
+VERSION_MAX = 2**31 - 1
 CENT = Decimal("0.01")
 MONTANT_MAX = Decimal(100_000)
 TEXT_MAX = 100
@@ -58,6 +70,8 @@ class Vente(NamedTuple):
     region: str
     montant: Decimal
     date_vente: datetime
+    version: int = 1
+    annulee: bool = False
 
 
 class InvalidVente(ValueError):
@@ -66,11 +80,16 @@ class InvalidVente(ValueError):
 
 def to_json(vente: Vente) -> bytes:
     """Message Kafka d'une vente : un objet JSON en UTF-8, le montant en nombre à deux décimales."""
-    text, amount, when = json.dumps, f"{vente.montant:.2f}", vente.date_vente.strftime(DATE_FORMAT)
+    version = f', "version": {vente.version}, "annulee": {json.dumps(vente.annulee)}' if vente.version > 1 else ""
     return (
-        f'{{"id": {text(vente.id)}, "produit": {text(vente.produit, ensure_ascii=False)}, '
-        f'"region": {text(vente.region, ensure_ascii=False)}, "montant": {amount}, "date_vente": "{when}"}}'
+        f'{{"id": {json.dumps(vente.id)}, "produit": {_quoted(vente.produit)}, "region": {_quoted(vente.region)}, '
+        f'"montant": {vente.montant.quantize(CENT)}, "date_vente": "{vente.date_vente}"{version}}}'
     ).encode()
+
+
+@lru_cache(1000)  # les mêmes produits et régions reviennent sans cesse
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def parse(value: bytes | None, now: datetime) -> Vente:
@@ -94,6 +113,8 @@ def parse(value: bytes | None, now: datetime) -> Vente:
         region=_text(data, "region"),
         montant=_amount(data["montant"]),
         date_vente=_date(data["date_vente"], now),
+        version=(version := _version(data.get("version", 1))),
+        annulee=_cancelled(data.get("annulee", False), version),
     )
 
 
@@ -122,6 +143,20 @@ def _amount(value: Any) -> Decimal:
     return exact
 
 
+def _version(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= VERSION_MAX:
+        raise InvalidVente("version : un entier positif est attendu")
+    return value
+
+
+def _cancelled(value: Any, version: int) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidVente("annulee : true ou false est attendu")
+    if value and version == 1:
+        raise InvalidVente("annulee : une vente ne s'annule qu'à partir de sa version 2")
+    return value
+
+
 def _date(value: Any, now: datetime) -> datetime:
     try:
         when = datetime.strptime(value, DATE_FORMAT)  # noqa: DTZ007 - sans fuseau, exprès
@@ -140,20 +175,34 @@ class VentesProvider(BaseProvider):
     def vente(self, id: str, end: datetime, days: int) -> Vente:
         """Vente datée des ``days`` jours qui précèdent ``end``, plus souvent à midi et le soir."""
         draw: random.Random = self.generator.random
-        produit = self._pick(PRODUITS, [weight for _, _, weight in PRODUITS.values()])
-        region = self._pick(REGIONS, list(REGIONS.values()))
-        low, high, _ = PRODUITS[produit]
+        produit, (low, high, _) = _PRODUITS.pick(draw)
+        region, _ = _REGIONS.pick(draw)
         # Loi triangulaire : les prix bas sont les plus fréquents ; en centimes entiers, donc exact.
         cents = int(draw.triangular(low * 100, high * 100, low * 100))
-        hour, second, back = draw.choices(range(24), HEURES)[0], draw.randrange(3600), draw.random()
-        midnight = end.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=int(back * days))
-        when = midnight + timedelta(hours=hour, seconds=second)
+        (hour, _), second, back = _HEURES.pick(draw), draw.randrange(3600), draw.random()
+        midnight = end.replace(hour=0, minute=0, second=0, microsecond=0)
+        when = midnight + timedelta(-int(back * days), hour * 3600 + second)
         if when > end:  # plus tard aujourd'hui : le premier des ``days`` jours, pas une seconde fois hier
             when -= timedelta(days=days)
         return Vente(id, produit, region, Decimal(cents) * CENT, when)
 
-    def _pick(self, choices: dict[str, Any], weights: list[int]) -> str:
-        return str(self.generator.random.choices(list(choices), weights)[0])
+
+class _Choices(Generic[K, V]):
+    """Tirage de ``random.choices``, le même nombre pour nombre, dont les poids ne sont sommés qu'une fois."""
+
+    def __init__(self, values: Mapping[K, V], weights: Iterable[int]) -> None:
+        self._values = list(values.items())
+        self._sums = list(accumulate(weights))
+        self._total, self._last = float(self._sums[-1]), len(self._sums) - 1
+
+    def pick(self, draw: random.Random) -> tuple[K, V]:
+        """Une valeur, au hasard de ``draw``."""
+        return self._values[bisect(self._sums, draw.random() * self._total, 0, self._last)]
+
+
+_PRODUITS = _Choices(PRODUITS, [weight for _, _, weight in PRODUITS.values()])
+_REGIONS = _Choices(REGIONS, REGIONS.values())
+_HEURES = _Choices(dict(enumerate(HEURES)), HEURES)
 
 
 def generate(seed: int, clock: Callable[[], datetime], days: int, start: int = 1) -> Iterator[Vente]:
@@ -167,12 +216,39 @@ def generate(seed: int, clock: Callable[[], datetime], days: int, start: int = 1
     fake = Faker("fr_FR")
     fake.add_provider(VentesProvider)
     fake.seed_instance(seed)
-    number = 0
-    while True:
-        number += 1
-        vente: Vente = fake.vente(f"{seed:08x}-{number:08d}", clock(), days)
+    draw: Callable[[str, datetime, int], Vente] = fake.vente
+    for number in count(1):
+        vente = draw(f"{seed:08x}-{number:08d}", clock(), days)
         if number >= start:
             yield vente
+
+
+def with_corrections(ventes: Iterable[Vente], percent: float, seed: int) -> Iterator[Vente]:
+    """Ces ventes, et un peu plus tard une version corrigée ou annulée de ``percent`` pour cent d'entre elles.
+
+    Un second hasard les tire : les ventes elles-mêmes restent celles de leur graine.
+    """
+    draw = random.Random(seed)  # noqa: S311 - rien de secret
+    waiting: deque[Vente] = deque()
+    for vente in ventes:
+        yield vente
+        if draw.random() * 100 < percent:
+            waiting.append(vente)
+        if waiting and draw.random() < 0.1:
+            yield _corrected(waiting.popleft(), draw, waiting)
+    while waiting:
+        yield _corrected(waiting.popleft(), draw, waiting)
+
+
+def _corrected(vente: Vente, draw: random.Random, waiting: deque[Vente]) -> Vente:
+    """La version suivante : annulée une fois sur deux, sinon d'un autre montant, et parfois corrigée encore."""
+    if draw.random() < 0.5:
+        return vente._replace(version=vente.version + 1, annulee=True)
+    low, high, _ = PRODUITS[vente.produit]
+    corrected = vente._replace(version=vente.version + 1, montant=Decimal(draw.randint(low * 100, high * 100)) * CENT)
+    if draw.random() < 0.1:
+        waiting.append(corrected)
+    return corrected
 
 
 def run_of(id: str) -> tuple[int, int] | None:

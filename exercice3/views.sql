@@ -1,4 +1,4 @@
--- Ce que Tableau et l'aperçu lisent (PostgreSQL 16 ou plus récent). pg.py applique ce fichier
+-- Ce que Tableau et l'aperçu lisent (PostgreSQL 16 ou plus récent). schema.py applique ce fichier
 -- après sums.sql, et de nouveau quand il a changé. Les noms des colonnes sont une interface :
 -- on en ajoute à la fin, on n'en change pas.
 --
@@ -15,12 +15,23 @@ CREATE OR REPLACE FUNCTION evolution(valeur numeric, precedente numeric) RETURNS
 CREATE OR REPLACE FUNCTION part(valeur numeric, total numeric) RETURNS numeric
     LANGUAGE sql IMMUTABLE RETURN round(valeur / nullif(total, 0), 4);
 
+-- L'heure du magasin, sans fuseau, comme date_vente : celle du serveur. Ailleurs, redéfinissez-la,
+-- par exemple « now() AT TIME ZONE 'Europe/Paris' » : elle n'est posée que si elle manque.
+DO $$
+BEGIN
+    IF to_regproc('heure_du_magasin') IS NULL THEN
+        CREATE FUNCTION heure_du_magasin() RETURNS timestamp LANGUAGE sql STABLE RETURN localtimestamp;
+    END IF;
+END
+$$;
+
 -- La source des tableaux de bord. Toutes ses mesures s'additionnent : sous n'importe quel
 -- filtre, une somme est juste. Pour cela une journée y compte plusieurs fois, chaque fois
 -- dans une autre colonne : le jour même, sept jours plus tard (comparaison), et dans chacun
 -- des sept jours qui suivent (moyenne mobile). Un calcul de table de Tableau, lui, sauterait
 -- les jours sans vente et repartirait de zéro au bord du filtre. Le premier jour, commencé on
--- ne sait quand, n'est comparé à rien ; le dernier, pas fini, n'entre pas dans la moyenne.
+-- ne sait quand, n'est comparé à rien ; le dernier, pas fini, n'entre pas dans la moyenne. Le dernier
+-- est celui de l'horloge du magasin : une vente datée de demain n'y change rien.
 CREATE OR REPLACE VIEW ventes_analyse AS
 WITH bornes AS (
     SELECT
@@ -29,13 +40,14 @@ WITH bornes AS (
         heure AS derniere_heure
     FROM ventes_par_heure
     WHERE nombre_ventes > 0
+        AND (jour, heure) <= (heure_du_magasin()::date, extract(hour FROM heure_du_magasin()))
     ORDER BY jour DESC, heure DESC
     LIMIT 1
 ),
 lignes AS (
     SELECT
         jour, heure, region, produit, nombre_ventes, chiffre_affaires,
-        CASE WHEN jour > (SELECT premier + 7 FROM bornes) THEN chiffre_affaires ELSE NULL::numeric(18, 2) END
+        CASE WHEN jour > (SELECT premier + 7 FROM bornes) AND jour <= (SELECT dernier FROM bornes) THEN chiffre_affaires ELSE NULL::numeric(18, 2) END
             AS chiffre_affaires_comparable,
         NULL::numeric(18, 2) AS chiffre_affaires_precedent,
         NULL::numeric(18, 2) AS chiffre_affaires_7_jours

@@ -36,7 +36,9 @@ def connect(host: str | None = None, **address: Any) -> Connection:
     dsn = postgres_dsn(reader=True, host=host) | address
     timeout = f"-c statement_timeout={TIMEOUT_SECONDS}s"
     try:
-        connection: Connection = psycopg2.connect(**dsn, connect_timeout=5, application_name="tableau", options=timeout)
+        connection: Connection = psycopg2.connect(
+            **dsn, connect_timeout=5, application_name="tableau", options=timeout, client_encoding="UTF8"
+        )
     except psycopg2.OperationalError as error:
         raise Unreachable from error
     connection.set_session(readonly=True, autocommit=True)

@@ -28,6 +28,7 @@ STEPS = {
     "mongo.insert_many": "pymongo.collection:Collection.insert_many",
     "mongo.update_one": "pymongo.collection:Collection.update_one",
     "mongo.update_many": "pymongo.collection:Collection.update_many",
+    "mongo.delete_one": "pymongo.collection:Collection.delete_one",
     "mongo.bulk_write": "pymongo.collection:Collection.bulk_write",
     "fichier.fsync": "os:fsync",
     "fichier.replace": "os:replace",

@@ -248,11 +248,11 @@ class Lab(Scripts):
         self.client.admin.command("ping")
         refuse_foreign("PORT_MONGO", (self.client.address or ("", 0))[1])
         self.mongo: Database[dict[str, Any]] = self.client["ventes_db"]
-        for name in ("ventes", "lots_export"):
+        for name in ("ventes", "lots_export", "arrivages"):
             # Vidée d'abord : SecantusDB efface une collection pleine 35 fois moins vite qu'une requête ne la vide.
             self.mongo[name].delete_many({})
             self.mongo.drop_collection(name)
-        tables = "ventes, ventes_chargements, ventes_rejets, ventes_par_heure, ventes_par_jour"
+        tables = "ventes, ventes_chargements, ventes_rejets, ventes_suivi, ventes_par_heure, ventes_par_jour"
         self.sql(f"DROP TABLE IF EXISTS {tables} CASCADE; DROP FUNCTION IF EXISTS ventes_compter, ventes_oublier")
 
     def produce(self, count: int, seed: int = 1, **kwargs: Any) -> str:

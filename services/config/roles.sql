@@ -17,6 +17,7 @@ SELECT :'owner' IN (current_user, 'tableau') OR :'database' IN ('postgres', 'tem
 
 CREATE ROLE :"owner" LOGIN PASSWORD :'owner_password';
 CREATE DATABASE :"database" OWNER :"owner";
+REVOKE TEMPORARY ON DATABASE :"database" FROM PUBLIC;  -- tableau ne doit rien créer, même de temporaire
 
 -- Tableau se connecte avec ce rôle. exercice3/schema.sql lui donne ses droits de
 -- lecture ; les transactions en lecture seule ne sont qu'une ceinture de plus.

@@ -3,14 +3,7 @@
 import random
 import signal
 import time
-from typing import Any
 
-import pytest
-from pymongo import MongoClient
-
-from commun.settings import mongo_uri
-from exercice3 import schedule_export
-from exercice3.collection import JOURNALED
 from tests.conftest import services
 from tests.lab import Lab, Running, expected, ids, wait_until
 
@@ -105,21 +98,6 @@ def test_two_brokers_die_and_come_back(lab: Lab) -> None:
     assert producer.process.wait(120) == 0, producer.text
     lab.consume(2000)
     assert lab.in_mongo() == ids(expected(2000))
-
-
-def test_a_slower_export_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Un export qui se croit au lot 0 pendant qu'un autre a fini le lot 1 : il passe au lot 2, sans récrire le 1."""
-    lab.produce(30)
-    lab.consume(10)
-    lab.run("schedule_export", "--once")
-    lab.consume(20)
-    late = iter([{"_id": 0, "termine": True}])
-    current = schedule_export.last_lot
-    monkeypatch.setattr(schedule_export, "last_lot", lambda database: next(late, None) or current(database))
-    with MongoClient[dict[str, Any]](mongo_uri()) as client:
-        database = client.get_database("ventes_db", write_concern=JOURNALED)
-        assert schedule_export.export_new(database, lab.exports, lot_size=100) == 20
-    assert lab.in_files() == ids(expected(30))
 
 
 def test_kill_anything_then_reconcile(lab: Lab) -> None:

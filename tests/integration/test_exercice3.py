@@ -33,7 +33,7 @@ def test_every_sale_arrives_once(lab: Lab) -> None:
     assert lab.in_mongo() == lab.in_files() == ids(ventes)
     assert lab.in_postgres() == (2000, sum(v.montant for v in ventes))
     stored = lab.sql("SELECT id, produit, region, montant, date_vente FROM ventes ORDER BY id")
-    assert stored == [tuple(v) for v in ventes]
+    assert stored == [v[:5] for v in ventes]
     assert "Tout est égal" in lab.reconcile(2000)
 
 
@@ -157,7 +157,15 @@ def test_every_write_asks_for_the_journal(lab: Lab) -> None:
         assert concerns == [{"w": "majority", "j": True}] * len(concerns), f"{script} : {concerns}"
 
 
-@pytest.mark.parametrize("query", [{"lot_export": 0}, {"date_vente": expected(1)[0].date_vente}, {"region": "Suisse"}])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"arrivage": "x"},
+        {"arrivage": None, "lot_export": 0},
+        {"date_vente": expected(1)[0].date_vente},
+        {"region": "Suisse"},
+    ],
+)
 def test_queries_use_an_index(lab: Lab, query: dict[str, object]) -> None:
     """L'export et les filtres ne parcourent pas toute la collection."""
     lab.produce(50)
@@ -186,10 +194,12 @@ def test_two_consumers_share_and_never_double(lab: Lab) -> None:
 def test_export_takes_only_what_is_new(lab: Lab) -> None:
     """Chaque passage n'exporte que les ventes nouvelles, par lots bornés ; rien de nouveau, aucun fichier."""
     lab.produce(250)
-    lab.consume(250)
+    for size in (100, 100, 50):
+        lab.consume(size)
     lab.run("schedule_export", "--once", "--lot-size", "100")
     manifests = [json.loads(path.read_text()) for path in sorted(lab.exports.glob("*.json"))]
-    assert [manifest["lignes"] for manifest in manifests] == [100, 100, 50]
+    assert sum(manifest["lignes"] for manifest in manifests) == 250
+    assert max(manifest["lignes"] for manifest in manifests) <= 100
     for manifest in manifests:
         content = (lab.exports / manifest["fichier"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == manifest["sha256"]
@@ -240,10 +250,13 @@ def test_export_runs_on_schedule_until_stopped(lab: Lab) -> None:
     assert script.stop(signal.SIGINT) == 0
 
 
-def write_lot(folder: Path, name: str, lines: list[bytes], manifest: dict[str, object] | None = None) -> Path:
+def write_lot(
+    folder: Path, name: str, lines: list[bytes], manifest: dict[str, object] | None = None,
+    header: bytes = b"id,produit,region,montant,date_vente\n",
+) -> Path:  # fmt: skip
     """Écrit un fichier de lot et son manifeste."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = b"".join([b"id,produit,region,montant,date_vente\n", *lines])
+    content = b"".join([header, *lines])
     (folder / f"{name}.csv").write_bytes(content)
     facts = {"fichier": f"{name}.csv", "lignes": len(lines), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / f"{name}.json").write_text(json.dumps(facts | (manifest or {})))
@@ -318,13 +331,15 @@ def test_loading_twice_and_together_changes_nothing(lab: Lab) -> None:
     """Quatre chargements en même temps, puis un cinquième : chaque vente une fois, chaque fichier inscrit une fois."""
     lab.produce(3000)
     lab.consume(3000)
-    lab.run("schedule_export", "--once", "--lot-size", "500")
+    lab.run("schedule_export", "--once", "--lot-size", "1000")
     together = [lab.start("pg") for _ in range(4)]
     for script in together:
         assert script.process.wait(60) == 0, script.text
     lab.run("pg")
     assert lab.in_postgres() == (3000, sum(v.montant for v in expected(3000)))
-    assert lab.sql("SELECT count(*), sum(nouvelles) FROM ventes_chargements") == [(6, 3000)]
+    lots = len(list(lab.exports.glob("*.csv")))
+    assert lots > 1
+    assert lab.sql("SELECT count(*), sum(nouvelles) FROM ventes_chargements") == [(lots, 3000)]
 
 
 def test_a_corrected_sale_is_updated(lab: Lab) -> None:

@@ -34,7 +34,8 @@ def done(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
     lab = Lab(tmp_path_factory.mktemp("reconcile"))
     lab.produce(len(VENTES))
     lab.send_raw(to_json(FOREIGN))
-    lab.consume(TOTAL)
+    lab.consume(25)
+    lab.consume(TOTAL - 25)
     lab.run("schedule_export", "--once", "--lot-size", "25")
     lab.run("pg")
     yield lab
@@ -215,7 +216,7 @@ FAULTS: dict[str, tuple[Break, set[str], str]] = {
     "CSV, dans deux fichiers": (files_changed(copy_lot), {"CSV"}, "ventes sont dans deux fichiers"),
     "CSV, lot sans manifeste": (files_changed(lambda path: path.with_suffix(".json").unlink()), {"CSV"}, LOST),
     "CSV, manifeste sans lot": (
-        files_changed(lambda path: path.unlink()), {"CSV"}, "manque alors que son manifeste est là",
+        files_changed(lambda path: path.unlink()), {"CSV"}, "fichier illisible (n'existe pas)",
     ),
     "PostgreSQL, perdue": (sql(*REMOVE), POSTGRES, LOST),
     "PostgreSQL, doublée": (sql(*ADD), POSTGRES, DOUBLED),

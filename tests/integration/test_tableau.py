@@ -206,7 +206,7 @@ def test_changed_views_and_lost_rights_are_set_again(lab: Lab, sales: list[Vente
     """Un views.sql d'avant, un droit retiré, puis une vue effacée : pg.py remet tout, sans toucher aux sommes."""
     before = kept(lab)
     lab.sql(OLD_VIEW)
-    lab.sql("COMMENT ON FUNCTION ventes_compter IS 'version d''avant'")
+    lab.sql("UPDATE schema_version SET empreinte = 'd''avant' WHERE etape = 'views'")
     lab.sql("REVOKE SELECT ON ventes_palmares FROM tableau")
     lab.run("pg")
     assert lab.sql("SELECT max(rang) FROM ventes_par_region") == [(10,)]

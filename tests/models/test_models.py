@@ -13,12 +13,13 @@ COUNTS = {
     "lives": ("LIVES", "400", "vies"),
     "claims": ("CLAIMS", "500", "histoires"),
     "groups": ("GROUPS", "400", "histoires"),
+    "lots": ("LOTS", "500", "histoires"),
 }
 
 
 @pytest.mark.parametrize("model", COUNTS)
 def test_any_history(model: str) -> None:
-    """Chaque ligne une fois, quoi qu'il arrive aux fichiers, au lecteur, aux sources disputées, aux groupes."""
+    """Chaque ligne, chaque vente une fois, quoi qu'il arrive aux fichiers, aux programmes et aux serveurs."""
     variable, usual, word = COUNTS[model]
     count = os.environ.get(variable, usual)
     command = [sys.executable, "-m", f"tests.models.{model}", count]  # un processus neuf : celui-ci a des fils de Kafka

@@ -16,6 +16,7 @@ from exercice3.ventes import (
     OLDEST,
     PRODUITS,
     REGIONS,
+    VERSION_MAX,
     InvalidVente,
     Vente,
     generate,
@@ -37,7 +38,9 @@ ventes = st.builds(
     region=texts,
     montant=st.integers(1, int(MONTANT_MAX) * 100).map(lambda cents: cents * CENT),
     date_vente=st.datetimes(OLDEST, NOW).map(lambda when: when.replace(microsecond=0)),
-)
+    version=st.integers(1, VERSION_MAX),
+    annulee=st.booleans(),
+).map(lambda vente: vente._replace(annulee=vente.annulee and vente.version > 1))
 
 
 @given(ventes)

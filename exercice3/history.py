@@ -1,0 +1,76 @@
+"""L'historique, à la demande : un lot refait (--lot), toutes les ventes (--full), un lot de la version d'avant."""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from pymongo.database import Database
+
+from commun.errors import PipelineError
+from exercice3 import lots
+from exercice3.arrivages import IN_SIZE
+from exercice3.collection import Document, to_row
+from exercice3.lot_content import READ_SIZE, MissingVentesError, read_former_lot, read_lot
+from exercice3.ventes import InvalidVente
+
+log = logging.getLogger("pipeline")
+
+
+def export_again(database: Database[Document], folder: Path, number: int) -> None:
+    """Refait le fichier d'un lot terminé (--lot) ; lève PipelineError si MongoDB n'a plus les mêmes ventes."""
+    lot = database.lots_export.find_one({"_id": number})
+    if lot is None or not lot["termine"]:
+        raise PipelineError(f"Le lot {number} n'existe pas, ou n'est pas terminé : il n'y a rien à refaire.")
+    try:
+        rows = read_lot(database, lot) if "arrivages" in lot else read_former_lot(database, number)
+    except (MissingVentesError, InvalidVente) as error:
+        raise PipelineError(f"Le lot {number} ne peut pas être refait : {error}.") from error
+    content, lines = lots.to_csv(rows)
+    if lots.digest(content) != lot["manifeste"]["sha256"]:
+        raise PipelineError(f"Le lot {number} ne peut pas être refait : ses ventes ont changé dans MongoDB.")
+    lots.write(folder / lot["manifeste"]["fichier"], [(content, lines)])
+    log.info("%s : %d ventes, refait octet pour octet.", lot["manifeste"]["fichier"], lines)
+
+
+def export_full(database: Database[Document], folder: Path) -> None:
+    """Écrit toutes les ventes dans ``ventes_data.csv``, par tranches : la mémoire reste bornée."""
+    versions = database.ventes.find_one({"version": {"$gt": 1}}) is not None
+    foreign: dict[str, str] = {}
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for vente in database.ventes.find(batch_size=READ_SIZE).sort("_id", 1):
+            try:
+                yield to_row(vente)
+            except InvalidVente as error:
+                foreign[str(vente["_id"])] = str(error)
+
+    def parts() -> Iterator[lots.Part]:
+        yield lots.to_csv((), versions=versions)  # l'en-tête, même sans vente
+        found = rows()
+        while part := list(islice(found, READ_SIZE)):
+            yield lots.to_csv(part, header=False, versions=versions)
+
+    manifest = lots.write(folder / lots.FULL_NAME, parts())
+    say_foreign(foreign)
+    log.info("%s : %d ventes, tout l'historique.", manifest["fichier"], manifest["lignes"])
+
+
+def say_foreign(foreign: dict[str, str]) -> None:
+    """Dit les documents d'un autre programme, qui ne sont pas des ventes et ne s'exportent pas."""
+    for id, why in islice(foreign.items(), 1):
+        log.warning("%d documents de MongoDB ne s'exportent pas ; le premier, « %s » : %s.", len(foreign), id, why)
+
+
+def finish_former_lot(database: Database[Document], lot: Document, folder: Path) -> int:
+    """Termine un lot que la version d'avant avait ouvert : ses ventes sont marquées, et écrites."""
+    number, ids = lot["_id"], lot["ventes"]
+    for start in range(0, len(ids), IN_SIZE):
+        wanted = {"_id": {"$in": ids[start : start + IN_SIZE]}}
+        database.ventes.update_many(wanted, {"$set": {"lot_export": number}}, bypass_document_validation=True)
+    content, lines = lots.to_csv(read_former_lot(database, number, set(ids)))
+    manifest = lots.write(folder / lots.name_of(number, ids), [(content, lines)])
+    change = {"$set": {"termine": True, "manifeste": manifest}, "$unset": {"ventes": ""}}
+    database.lots_export.update_one({"_id": number}, change)
+    log.info("%s : %d ventes exportées.", manifest["fichier"], lines)
+    return lines

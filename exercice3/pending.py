@@ -1,0 +1,46 @@
+"""Quels lots d'un dossier restent à charger, sans relire tout l'historique à chaque passage."""
+
+from pathlib import Path
+
+from psycopg2.extensions import connection as Connection
+
+from exercice3.lots import BadFile, manifests, number_of, read_manifest
+
+FOLLOW = """
+    INSERT INTO ventes_suivi (dossier, lot, vu_jusque) VALUES (%s, %s, %s)
+    ON CONFLICT (dossier) DO UPDATE SET lot = excluded.lot, vu_jusque = excluded.vu_jusque
+"""
+
+
+def pending(connection: Connection, folder: Path) -> list[Path]:
+    """Manifestes des lots à charger, dans l'ordre, dont ceux récrits sous leur nom depuis leur chargement.
+
+    Tous les lots jusqu'au dernier chargé sans trou, écrits avant le dernier regard, ne sont pas relus.
+    """
+    place = str(folder.resolve())
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT lot, vu_jusque FROM ventes_suivi WHERE dossier = %s", (place,))
+        lot, seen = before = cursor.fetchone() or (0, 0)
+        stamps = {path: path.stat().st_mtime_ns for path in manifests(folder)}
+        fresh = [path for path, stamp in stamps.items() if number_of(path) > lot or stamp >= seen]
+        names = [path.with_suffix(".csv").name for path in fresh]
+        cursor.execute("SELECT fichier, sha256 FROM ventes_chargements WHERE fichier = ANY(%s)", (names,))
+        loaded = set(cursor.fetchall())
+        left = [path for path in fresh if not _is_loaded(path, loaded)]
+        waiting = {number_of(path) for path in left}
+        done = {number_of(path) for path in fresh} - waiting
+        while lot + 1 in done:
+            lot += 1
+        if not left:
+            seen = max(stamps.values(), default=0)
+        if (lot, seen) != before:
+            cursor.execute(FOLLOW, (place, lot, seen))
+    return left
+
+
+def _is_loaded(path: Path, loaded: set[tuple[str, str]]) -> bool:
+    try:
+        manifest = read_manifest(path)
+    except BadFile:  # on le dira en le chargeant
+        return False
+    return (manifest.fichier, manifest.sha256) in loaded
