@@ -100,9 +100,9 @@ def is_utf8(encoding: str) -> bool:
 
 def _recognised(data: bytes, encoding: str) -> tuple[str, int]:
     """Encodage du fichier qui commence par ``data``, et octets de sa marque (BOM) : une marque l'emporte."""
-    if is_utf8(encoding) and data.startswith(codecs.BOM_UTF8):
+    if data.startswith(codecs.BOM_UTF8):
         return "utf-8", len(codecs.BOM_UTF8)
-    if is_utf8(encoding) or encoding == "utf-16":
+    if is_utf8(encoding) or encoding.startswith("utf-16"):
         for mark, found in _UTF16.items():
             if data.startswith(mark):
                 return found, len(mark)

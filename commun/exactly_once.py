@@ -248,7 +248,7 @@ class Positions:
         self.producer = TransactionalProducer(config | {"transactional.id": f"{topic}:{self.session}"}, stop)
 
     def take(self, sources: Collection[bytes]) -> dict[bytes, bytes]:
-        """Prend ces sources, et rend la position confirmée de celles qui en ont une.
+        """Prend ces sources, et rend la position confirmée de chaque source du topic qui en a une.
 
         Celles qu'un autre a prises entre-temps ne sont pas dans ``mine``.
         """
@@ -268,7 +268,7 @@ class Positions:
         done = [*previous, *((source, self._FORMER) for source in older)]
         self._announce({self._key(source, session): None for source, session in done})
         self.mine |= taken
-        return self._load(taken)
+        return self.all()
 
     def write(self, source: bytes, value: bytes) -> None:
         """La position de ``source``, dans la transaction en cours."""

@@ -16,21 +16,20 @@ class Checked:
     """La dernière fois que le contenu d'un fichier ouvert a été comparé à ce qu'on en a lu."""
 
     def __init__(self) -> None:
-        self.mtime = 0  # sa date d'alors, en nanosecondes
+        self.seen: tuple[int, ...] = ()  # sa taille et sa date d'alors
         self.disturbed = False  # ce qui était déjà lu avait changé
-        self._size = 0
-        self._sure = False  # sa date était assez vieille : une écriture de plus l'aurait changée
+        self.sure = False  # sa date était assez vieille : une écriture de plus l'aurait changée
 
     def doubtful(self, stat: os.stat_result) -> bool:
         """Vrai s'il faut comparer de nouveau."""
-        return not self._sure or stat.st_mtime_ns != self.mtime or stat.st_size < self._size
+        return not self.sure or signature(stat) != self.seen
 
     def note(self, stat: os.stat_result, wall: float, *, same: bool) -> None:
         """Retient ce que la comparaison a donné ; ``wall`` : l'heure qu'il était juste avant, en secondes."""
         self.disturbed = not same
-        self._sure = same and wall - stat.st_mtime > TICK_SECONDS
+        self.sure = same and wall - stat.st_mtime > TICK_SECONDS
         if same:
-            self.mtime, self._size = stat.st_mtime_ns, stat.st_size
+            self.seen = signature(stat)
 
 
 class Settling:

@@ -24,7 +24,7 @@ def read(value: bytes | None, details: Mapping[str, Any]) -> Record:
     """Lit un message ; ``fields`` est None si ce n'est pas un objet JSON. Un nombre garde son écriture exacte."""
     try:
         return Record(value, {name: _text(raw) for name, raw in _DECODER.decode(value or b"").items()}, details)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Record(value, None, details)
 
 

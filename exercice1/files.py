@@ -27,9 +27,10 @@ class Files(Others):
     """Les fichiers suivis, et ce que l'on sait de chacun (voir follow.Others)."""
 
     def __init__(
-        self, names: Sequence[str], form: Format, *, rotate_wait: float = ROTATE_WAIT, once: bool = False
-    ) -> None:
-        self.names, self.form, self.rotate_wait, self.once = names, form, rotate_wait, once
+        self, names: Sequence[str], form: Format, *, rotate_wait: float = ROTATE_WAIT, once: bool = False,
+        open_files: int = OPEN_FILES,
+    ) -> None:  # fmt: skip
+        self.names, self.form, self.rotate_wait, self.once, self.open_files = names, form, rotate_wait, once, open_files
         self.followers: dict[Path, Follower] = {}
         self.lost: set[Path] = set()  # ceux qu'un autre producer.py suit maintenant
         self.unreadable: dict[Path, str] = {}  # ceux qui sont là mais ne s'ouvrent pas, et pourquoi
@@ -48,9 +49,9 @@ class Files(Others):
         paths: dict[Path, None] = {}
         for name in self.names:
             path = Path(os.path.abspath(name))
-            if path.is_dir():
+            if os.path.isdir(path):  # Path.is_dir lèverait, si ce compte n'a pas le droit d'y aller
                 found = sorted(path.glob("*.csv"))
-            elif glob.has_magic(name) and not path.exists():
+            elif glob.has_magic(name) and not os.path.exists(path):
                 found = sorted(Path(os.path.abspath(match)) for match in glob.glob(name))
             else:
                 paths[path] = None
@@ -61,12 +62,12 @@ class Files(Others):
     def _is_file(self, path: Path) -> bool:
         """Faux, et c'est dit une fois, pour ce qu'un motif désigne et qui n'est pas un CSV à lire."""
         if rotation.is_compressed(path.name):
-            why = "est compressé : ses lignes ont été lues avant qu'il ne le soit"
+            why = "est compressé, et n'est jamais lu ; ses lignes sont parties s'il a été suivi avant de l'être"
         elif rotation.is_backup(path.name):
             why = "est la sauvegarde d'un éditeur"
-        elif path.is_dir():
+        elif os.path.isdir(path):
             why = "est un dossier, pas un fichier"
-        elif path.exists() and not path.is_file():
+        elif os.path.exists(path) and not os.path.isfile(path):
             why = "n'est pas un fichier ordinaire"
         else:
             return True
@@ -128,8 +129,10 @@ class Files(Others):
             at = (first + number) % len(paths)
             self._next = (at + 1) % len(paths)  # une tournée interrompue reprendra après lui
             follower = self.followers[paths[at]]
-            yield follower
-            (self._open.add if follower.reading else self._open.discard)(paths[at])
+            try:
+                yield follower
+            finally:  # la tournée a pu être interrompue là
+                (self._open.add if follower.reading else self._open.discard)(paths[at])
         self._next = 0
         if everyone:
             self._tour_at = now + min(TOUR_SECONDS, (time.perf_counter() - began) / SHARE)
@@ -145,13 +148,13 @@ class Files(Others):
     @property
     def crowded(self) -> bool:
         """Vrai si trop de fichiers sont ouverts."""
-        return len(self._open) > OPEN_FILES
+        return len(self._open) > self.open_files
 
-    def rest(self) -> None:
+    def rest(self, now: float) -> None:
         """S'il y a trop de fichiers ouverts, ferme ceux qui sont lus jusqu'au bout, les plus calmes d'abord."""
         calm = sorted(self._open, key=self._active_at.__getitem__) if self.crowded else []
-        for path in calm[: len(calm) - OPEN_FILES // 2]:
-            self.followers[path].sleep()
+        for path in calm[: len(calm) - self.open_files // 2]:
+            self.followers[path].sleep(now)
             if not self.followers[path].reading:
                 self._open.discard(path)
 
@@ -171,7 +174,7 @@ class Files(Others):
         refused = [
             follower.refused or f"{follower.path} n'existe pas."
             for follower in self.followers.values()
-            if follower.refused or follower.inode is None
+            if follower.refused or not os.path.exists(follower.path)
         ]
         return [*self.unreadable.values(), *refused]
 
@@ -198,6 +201,7 @@ class Files(Others):
             if origin.settling or origin.holds(file):
                 return None
             if (known := origin.rows_in(file))[0]:
+                log.info("%s est la copie de ce que j'ai lu dans %s : j'en lis la suite.", path, origin.path)
                 return known
         for saved in self._former_origins(path):
             if len(kept := still_true(file, saved.marks)) > 1:
@@ -207,7 +211,7 @@ class Files(Others):
     def header_of(self, path: Path) -> Header | None:
         """L'en-tête du fichier suivi dont ``path`` porte le nom, tourné."""
         followed = [origin.header for origin in self._origins(path)]
-        former = [Header(saved.names, saved.delimiter) for saved in self._former_origins(path) if saved.names]
+        former = [saved.header(self.form.options.encoding) for saved in self._former_origins(path)]
         return next((header for header in (*followed, *former) if header), None)
 
     def _former_origins(self, path: Path) -> list[Saved]:
@@ -216,5 +220,8 @@ class Files(Others):
 
 
 def _origin_paths(path: Path) -> list[Path]:
-    """Les chemins dont ``path`` peut être ce qu'ils deviennent en tournant."""
-    return [path.with_name(name) for name in sorted(rotation.origins(path.name))]
+    """Les chemins dont ``path`` est sûrement ce qu'ils deviennent en tournant : v.csv, s'il est v.csv.1.
+
+    v_2.csv, lui, peut être un autre fichier que v.csv.
+    """
+    return [path.with_name(name) for name in sorted(rotation.origins(path.name)) if rotation.appended(path.name, name)]

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 import msgspec
+
+from commun.csv_header import Header
 
 WINDOW_BYTES = 4096  # octets comptés dans une empreinte, au début du fichier et avant la place
 PAST_FILES = 8
@@ -37,7 +39,8 @@ class Past(NamedTuple):
 class Saved:
     """Ce qu'il faut retenir d'un fichier pour en reprendre la lecture : c'est le message du topic des positions.
 
-    ``bare`` : le fichier n'a pas d'en-tête, celui du fichier d'avant (``names``, ``delimiter``) sert encore.
+    ``bare`` : le fichier n'a pas d'en-tête, celui du fichier d'avant (``names``, ``delimiter``, ``encoding``,
+    ``spaced``) sert encore.
     ``real`` : le chemin du fichier lu, liens symboliques suivis ; ``mtime`` : sa date, en nanosecondes.
     """
 
@@ -49,6 +52,19 @@ class Saved:
     bare: bool = False
     real: str = ""
     mtime: int = 0
+    encoding: str = ""
+    spaced: bool = False
+
+    def header(self, encoding: str) -> Header | None:
+        """L'en-tête retenu, ou None ; ``encoding`` : celui d'une position qui ne le dit pas."""
+        if not self.names:
+            return None
+        return Header(self.names, self.delimiter, encoding=self.encoding or encoding, spaced=self.spaced)
+
+    def under(self, header: Header) -> "Saved":
+        """La même position, et cet en-tête."""
+        names = {"names": header.names, "delimiter": header.delimiter}
+        return replace(self, **names, encoding=header.encoding, spaced=header.spaced)  # type: ignore[arg-type]
 
     def encode(self) -> bytes:
         """Le message du topic des positions."""

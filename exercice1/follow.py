@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from commun.csv_header import Header, HeaderError
 from commun.csv_rows import Place
 from commun.systems import reason
 from exercice1 import rotation
-from exercice1.changes import Checked, Settling, signature
+from exercice1.changes import TICK_SECONDS, Checked, Settling, signature
 from exercice1.fingerprint import PAST_FILES, Identity, Mark, Past, Saved, identity_of, matches, still_true
 from exercice1.reading import Format, OpenCsv, Rows, open_regular
 
@@ -90,7 +91,7 @@ class Follower:
         self._since = self.saved.mtime  # sa dernière date sous notre nom : ce qui est né depuis n'est pas lu
         self._unconfirmed = False
         self._fresh = True  # rien n'a encore été cherché depuis le démarrage
-        self._grown_at = self._retry_at = 0.0
+        self._grown_at = self._retry_at = self._wake_at = 0.0
         self._asleep: tuple[int, ...] = ()  # le fichier, quand il a été fermé faute de nouvelles
         self._said = ""
 
@@ -125,7 +126,7 @@ class Follower:
         """Le dernier en-tête lu sous ce nom."""
         if self._current and self._current.header:
             return self._current.header
-        return Header(self.saved.names, self.saved.delimiter) if self.saved.names else self.others.header_of(self.path)
+        return self.saved.header(self.form.options.encoding) or self.others.header_of(self.path)
 
     @property
     def bare(self) -> bool:
@@ -139,8 +140,8 @@ class Follower:
 
     @property
     def idle(self) -> bool:
-        """Vrai si tout est lu et confirmé : le fichier peut être fermé."""
-        return not (self._unconfirmed or self.settling or self._left or (self._current and self._current.pending))
+        """Vrai si rien n'est en vol, ni attendu bientôt."""
+        return not (self._unconfirmed or self.settling or self._left)
 
     def release(self, identity: Identity) -> bool:
         """Cède un fichier quitté dont tout est lu ; faux s'il en reste, ou si c'est celui que notre nom désigne."""
@@ -188,25 +189,31 @@ class Follower:
             return chunk or self._new_place()
         except OSError as error:
             self._say(f"{self.path} ne peut pas être lu ({reason(error)}) : j'attends.", logging.WARNING)
-            if not self._unconfirmed:
-                self.close()
+            if not self._unconfirmed and self._current:
+                self._current.file.close()
+                self._current = None
             return None
 
     def _new_place(self) -> Rows | None:
         """Passer à un autre fichier, ou revenir en arrière, est déjà une nouvelle à retenir, même sans ligne."""
-        mark = self._current.marks[-1] if self._current and self._current.marks else None
-        moved = mark is not None and not (self.inode == self.saved.inode and mark in self.saved.marks[-1:])
-        if self._unconfirmed or not (moved or self._all_past() != self.saved.past):
+        if self._unconfirmed or self._is_saved():
             return None
         self._unconfirmed = True
+        mark = self._current.marks[-1] if self._current and self._current.marks else None
         return Rows(Place(mark.offset, mark.lines, mark.torn) if mark else Place())
+
+    def _is_saved(self) -> bool:
+        """Vrai si Kafka sait où nous en sommes."""
+        marks = self._current.marks[-1:] if self._current else []
+        known = not marks or (self.inode == self.saved.inode and marks == list(self.saved.marks[-1:]))
+        return known and self._all_past() == self.saved.past
 
     def snapshot(self) -> Saved:
         """Où en est la lecture : à écrire avec les lignes qui viennent d'être lues."""
         current, saved, header = self._current, self.saved, self.header
-        names, delimiter = (header.names, header.delimiter) if header else ((), "")
         real = _storable(os.path.realpath(self.path)) if current else saved.real
-        return Saved(self.inode, tuple(self._marks()), self._all_past(), names, delimiter, self.bare, real, self._since)
+        place = Saved(self.inode, tuple(self._marks()), self._all_past(), bare=self.bare, real=real, mtime=self._since)
+        return place.under(header) if header else place
 
     def _all_past(self) -> tuple[Past, ...]:
         """Les fichiers quittés, ceux qu'on lit encore compris."""
@@ -261,14 +268,16 @@ class Follower:
         """Ferme les fichiers ; la lecture suivante les rouvrira."""
         for file in self._files:
             file.file.close()
-        self._current, self._left = None, []
+        self._current, self._left, self._settling.waiting = None, [], False
 
-    def sleep(self) -> None:
-        """Ferme le fichier, tout étant lu et confirmé ; il sera rouvert dès qu'il change."""
-        if self._current and self.idle:
+    def sleep(self, now: float) -> None:
+        """Ferme le fichier, si tout en est lu et confirmé ; il sera rouvert dès qu'il change."""
+        if self._current and self.idle and self._is_saved():
             stat = os.fstat(self._current.file.fileno())
-            self.close()
-            self._asleep = signature(stat)
+            if signature(stat) == self._checked.seen and (self.refused or self._current.at_end(stat.st_size)):
+                self.close()
+                # Si sa date ne dit encore rien, son contenu est comparé une fois de plus.
+                self._asleep, self._wake_at = signature(stat), inf if self._checked.sure else now + TICK_SECONDS
 
     # --- Le fichier ouvert ---
 
@@ -278,8 +287,9 @@ class Follower:
             done = final or self.once or now >= item.until
             try:
                 chunk = item.file.next_chunk(final=done)
-            except HeaderError as error:
-                log.error("Un ancien %s n'est pas lu : %s.", self.path, error)
+            except (HeaderError, OSError) as error:
+                why = reason(error) if isinstance(error, OSError) else error
+                log.error("Un ancien %s n'est pas lu : %s.", self.path, why)
                 chunk, done = None, True
             if chunk:
                 self._unconfirmed = True
@@ -292,6 +302,8 @@ class Follower:
 
     def _forget(self, item: Left) -> None:
         """Un fichier quitté est lu jusqu'au bout : il est fermé, et sa place retenue."""
+        if left := len(item.file.pending):
+            log.warning("Un ancien %s finit au milieu d'un caractère : %d octets n'en sont pas lus.", self.path, left)
         if not self._current and item.file.inode == self.saved.inode:
             self.saved = self.snapshot()
         self._left.remove(item)
@@ -301,7 +313,7 @@ class Follower:
         """La suite du fichier ouvert, après avoir vérifié que ce qui précède n'a pas changé."""
         stat = os.fstat(current.file.fileno())
         if self._checked.doubtful(stat):
-            moved = stat.st_mtime_ns != self._checked.mtime
+            moved = signature(stat) != self._checked.seen
             self._checked.note(stat, self.wall(), same=current.same_content())
             if self._checked.disturbed:
                 if not self._unconfirmed and self._settling.over(now, stat):
@@ -345,12 +357,13 @@ class Follower:
             return
         if self._asleep:
             with suppress(OSError):
-                if signature(os.stat(self.path)) == self._asleep:
+                if signature(os.stat(self.path)) == self._asleep and now < self._wake_at:
                     return
             self._asleep = ()
         self._find_past(now)
         file = open_regular(self.path)
         if file is None:
+            self._settling.waiting = False
             if old := self._find_current():
                 self._leave(old, now)
             self._retry_at = now + MISSING_SECONDS
@@ -500,6 +513,7 @@ class Follower:
                 self._current, self._retry_at = None, now + MISSING_SECONDS
             return
         if identity_of(stat) == current.identity:
+            self._settling.waiting = False
             waiting = current.pending or (not current.marks and stat.st_size)
             if waiting and now - self._grown_at > HINT_SECONDS and not self.settling and not self.refused:
                 self._say(current.hint(self.path))

@@ -61,7 +61,14 @@ class Progress:
             counts, before = self.sender.counts.get(path, Counts()), self._before.get(path)
             rate = (counts.sent - (before.rows if before else 0)) / seconds if self._at else 0.0
             read = follower.saved.marks[-1].offset if follower.saved.marks else 0
-            row = FileProgress(os.fsdecode(path), read, _size(path), counts.sent, counts.rejected, round(rate, 1))
+            row = FileProgress(
+                os.fsencode(path).decode("utf-8", "replace"),
+                read,
+                _size(path),
+                counts.sent,
+                counts.rejected,
+                round(rate, 1),
+            )
             if before is None or row != before or row.lag:
                 yield row
             self._before[path] = row

@@ -17,7 +17,7 @@ from exercice1.json_rows import Row, converter
 
 CHUNK_BYTES = 262_144  # lus d'un coup
 MARKS = 24
-_DATUM = re.compile(r"\s*[+-]?[.,]?\d|\s*$")  # ce par quoi commence une valeur, et rarement un nom de colonne
+_DATUM = re.compile(r"\s*[+-]?[.,]?\d")  # ce par quoi commence une valeur, et rarement un nom de colonne
 
 Rows = Chunk[Row]
 
@@ -82,6 +82,10 @@ class OpenCsv:
         """Son en-tête, ou celui qui lui en tient lieu."""
         return self.parser.header if self.parser else self.before
 
+    def at_end(self, size: int) -> bool:
+        """Vrai s'il n'y a rien de plus à lire dans ces ``size`` octets : même inachevé, ce qui suit attend."""
+        return self.parser is None or self._read_to >= size
+
     def again(self, marks: Sequence[Mark], *, bare: bool) -> "OpenCsv":
         """Le même fichier ouvert, relu à partir de ``marks``."""
         return OpenCsv(self.file, self.form, marks, self.header, bare)
@@ -109,7 +113,7 @@ class OpenCsv:
         self._read_to += len(data)
         chunk = parser.feed(data, final=final)
         self._remember(chunk)
-        return chunk
+        return chunk if data or chunk.taken else None  # la moitié d'un caractère (UTF-16) attend l'autre
 
     def same_content(self) -> bool:
         """Vrai si rien de ce qui est déjà lu n'a changé ; l'inachevé, s'il a changé, est relu."""
@@ -142,7 +146,7 @@ class OpenCsv:
 
     def _open_parser(self, final: bool) -> Parser[Row] | None:
         """Lit l'en-tête ; None s'il n'est pas encore là."""
-        base = _hole(self.file)
+        base = 0 if self.form.options.encoding.startswith("utf-16") else _hole(self.file)  # un octet nul y est banal
         if self.bare and self.before:
             header: Header | None = _borrowed(self.before, self.before.encoding)
         else:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,16 +49,16 @@ class Sender:
         self.producer = positions.producer
         self.total, self.counts = Counts(), dict[Path, Counts]()
         self.clock: Callable[[], float] = time.monotonic
-        files.elsewhere = {Path(os.fsdecode(key)): Saved.decode(value) for key, value in positions.all().items()}
 
     def scan(self, *, anew: bool) -> None:
         """Prend en charge les fichiers nouveaux. ``anew`` : ceux-là repartent de leur début."""
         if not (new := self.files.new()):
             return
-        found = self.positions.take([os.fsencode(path) for path in new])
-        known = {Path(os.fsdecode(source)): Saved.decode(value) for source, value in found.items()}
+        known = _by_path(self.positions.take([os.fsencode(path) for path in new]))
         mine = {path: None for path in new if os.fsencode(path) in self.positions.mine}
-        self.files.elsewhere = {path: saved for path, saved in self.files.elsewhere.items() if path not in mine}
+        followed = mine.keys() | self.files.followers.keys()
+        # --from-start : ce qui a été lu sous un autre nom repart aussi.
+        self.files.elsewhere = {} if anew else {path: known[path] for path in known.keys() - followed}
         self.files.add(mine, known, self.clock(), anew=anew)
         self._lose(path for path in new if path not in mine)
         if anew:
@@ -99,7 +99,7 @@ class Sender:
     def _commit(self, touched: dict[Follower, Counts]) -> None:
         """La position de chaque fichier, puis la validation."""
         if not touched:
-            self.files.rest()
+            self.files.rest(self.clock())
             self.producer.poll()
             return
         saved = {follower: follower.snapshot() for follower in touched}
@@ -110,7 +110,7 @@ class Sender:
             follower.confirm(place)
             for known in (self.total, self.counts.setdefault(follower.path, Counts())):
                 known.add(touched[follower])
-        self.files.rest()
+        self.files.rest(self.clock())
 
     def _send_rows(self, path: Path, chunk: Rows) -> None:
         # Une clé par fichier : une partition, donc l'ordre du fichier.
@@ -153,3 +153,7 @@ class Sender:
         """Ferme les fichiers, et annule ce qui serait encore en vol."""
         self.files.close()
         self.positions.close()
+
+
+def _by_path(positions: Mapping[bytes, bytes]) -> dict[Path, Saved]:
+    return {Path(os.fsdecode(source)): Saved.decode(value) for source, value in positions.items()}

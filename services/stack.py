@@ -217,7 +217,8 @@ class Stack:
         """Ce que la pile met dans ``plugins`` : des liens vers connect-file."""
         if self.plugins.is_symlink():  # c'est le dossier de quelqu'un d'autre
             return []
-        return [path for path in self.plugins.glob("connect-file-*.jar") if path.is_symlink()]
+        links = [path for path in self.plugins.glob("connect-file-*.jar") if path.is_symlink()]
+        return [path for path in links if "/org/apache/kafka/connect-file/" in os.readlink(path)]
 
     @property
     def exercise(self) -> Path:

@@ -94,7 +94,7 @@ class Positions:
     def take(self, sources: list[bytes]) -> dict[bytes, bytes]:
         """Personne d'autre."""
         self.mine |= set(sources)
-        return {source: self.kafka.positions[source] for source in sources if source in self.kafka.positions}
+        return self.all()
 
     def write(self, source: bytes, value: bytes) -> None:
         """La position d'une source."""
@@ -151,7 +151,7 @@ class Life:
 
     def new_reader(self) -> Sender:
         """Un processus neuf."""
-        files = Files(self.names, Format())
+        files = Files(self.names, Format(), open_files=self.dice.choice([64, 1, 0]))
         sender = Sender(files, Positions(self.kafka), "t", NoStop())  # type: ignore[arg-type]
         sender.clock = lambda: self.now
         return sender
