@@ -86,6 +86,9 @@ class Parser(argparse.ArgumentParser):
         )
         for library in ("pymongo", "schedule", "faker"):
             logging.getLogger(library).setLevel(logging.WARNING)
+        for name, value in vars(args).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(f"{name.replace('_', '-')} : une valeur vide ne désigne rien")
         return args
 
     def error(self, message: str) -> NoReturn:
@@ -163,8 +166,9 @@ def run(main: Callable[[], int]) -> NoReturn:
             # « | head » a fermé le tube : ce n'est pas une erreur, et plus rien n'est à écrire.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        said = systems.reason(error) if isinstance(error, OSError) else error
         code = _failed(
-            f"Erreur imprévue : {error} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail."
+            f"Erreur imprévue : {said} ({type(error).__name__}). Relancez avec « --log-level debug » pour le détail."
         )
     sys.exit(code)
 

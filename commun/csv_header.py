@@ -29,6 +29,7 @@ _BINARY = {
     b"BZh": "c'est un fichier compressé (bzip2) : décompressez-le",
     b"\xfd7zXZ": "c'est un fichier compressé (xz) : décompressez-le",
     b"\x28\xb5\x2f\xfd": "c'est un fichier compressé (zstd) : décompressez-le",
+    codecs.BOM_UTF32_LE: "c'est de l'UTF-32 : enregistrez-le en UTF-8",
     b"\x00\x05\x16\x07": "c'est un fichier caché de macOS (AppleDouble), pas un CSV",
 }
 _BLANK = re.compile(rb"[ \t]*\r?\n")
@@ -223,7 +224,7 @@ def _without_header(data: bytes, start: int, options: Options, final: bool) -> H
         return None
     wanted = len(options.columns)
     delimiter = options.delimiter or max(
-        DELIMITERS, key=lambda found: _share(widths := _widths(rows, found), wanted or widths[0])
+        DELIMITERS, key=lambda found: (*_share(widths := _widths(rows, found), wanted or widths[0]), widths[0])
     )
     names = options.columns or _unique([""] * _widths(rows, delimiter)[0])
     return Header(names, delimiter, start, data.count(b"\n", 0, start), options.encoding)

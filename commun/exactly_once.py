@@ -30,7 +30,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, Headers, admin_config, connect, send
+from commun.kafka import Config, Headers, admin_config, connect, count_partitions, refusal, send
 from commun.topics import CALL_SECONDS, read_topic
 
 log = logging.getLogger("pipeline")
@@ -51,6 +51,15 @@ POSITIONS_CONFIG = {
     "segment.bytes": "1048576",  # les anciennes sont effacées tôt : la relecture reste courte
     "min.cleanable.dirty.ratio": "0.1",
 }
+
+
+def refuse_several_partitions(config: Config, topic: str) -> None:
+    """Lève PipelineError si le topic des positions de ``topic`` n'a pas une seule partition : leur ordre fait foi."""
+    if (count := count_partitions(config, name := f"{topic}-positions")) > 1:
+        raise PipelineError(
+            f"Le topic {name} a {count} partitions, et il en faut une seule, où les positions se suivent : effacez-le "
+            "s'il n'a jamais servi, ou prenez un autre --topic."
+        )
 
 
 class Aborted(Exception):
@@ -190,8 +199,8 @@ class TransactionalProducer:
 
     def _aborted(self, error: KafkaException) -> Aborted:
         code: KafkaError = error.args[0]
-        if refusal := code if code.code() in HOPELESS else self._refusal:
-            raise PipelineError(f"Kafka refuse une transaction : {refusal.str()}. La position n'avance pas.") from error
+        if why := code if code.code() in HOPELESS else self._refusal:
+            raise PipelineError(f"Kafka refuse une transaction : {refusal(why)}. La position n'avance pas.") from error
         self.fenced = code.code() in FENCED
         self._broken = self._broken or code.fatal() or self.fenced
         return Aborted(code.name())
@@ -219,7 +228,7 @@ def open_producer(config: Config, stop: Stop) -> Producer:
             return producer
         except KafkaException as error:
             if error.args[0].code() not in FENCED:  # un autre, au même instant, sous le même identifiant
-                raise PipelineError(f"Kafka refuse une transaction : {error.args[0].str()}.") from error
+                raise PipelineError(f"Kafka refuse une transaction : {refusal(error.args[0])}.") from error
 
 
 class Recovered(NamedTuple):
@@ -352,4 +361,4 @@ class Positions:
 
 def _refuse(error: KafkaError | None, message: Message) -> None:
     if error is not None:
-        raise PipelineError(f"Kafka refuse d'écrire dans {message.topic()} : {error.str()}.")
+        raise PipelineError(f"Kafka refuse d'écrire dans {message.topic()} : {refusal(error)}.")

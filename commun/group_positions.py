@@ -29,7 +29,7 @@ from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, connect
+from commun.kafka import Config, admin_config, connect, refusal
 from commun.topics import CALL_SECONDS, bounds, read_topic
 
 log = logging.getLogger("pipeline")
@@ -160,7 +160,7 @@ class GroupPositions:
                 return call()
             except KafkaException as error:
                 if error.args[0].code() in REFUSED:
-                    raise PipelineError(f"Kafka refuse de décrire {self.topic} : {error.args[0].str()}.") from error
+                    raise PipelineError(f"Kafka refuse de décrire {self.topic} : {refusal(error.args[0])}.") from error
                 log.debug("Kafka ne répond pas (%s), nouvel essai.", error.args[0].name())
                 if self.stop.wait(SHORT_SECONDS):
                     raise Stopped from None
@@ -210,9 +210,9 @@ def _alter(admin: AdminClient, group: str, places: list[TopicPartition]) -> bool
         refusals = [one.error for one in future.result().topic_partitions if one.error]
     except KafkaException as error:
         refusals = [error.args[0]]
-    for refusal in refusals:
-        if refusal.code() not in BUSY:
-            raise KafkaException(refusal)
+    for one in refusals:
+        if one.code() not in BUSY:
+            raise KafkaException(one)
     return not refusals
 
 

@@ -118,6 +118,28 @@ CAUSES = {
 }
 
 
+# Ce que librdkafka et les brokers disent en anglais, et qu'un lecteur peut changer.
+REFUSALS = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "ce topic n'existe pas, ou plus ; relancé, ce script le recrée",
+    KafkaError._UNKNOWN_TOPIC: "ce topic n'existe pas, ou plus ; relancé, ce script le recrée",
+    KafkaError._UNKNOWN_PARTITION: "cette partition n'existe pas, ou plus",
+    KafkaError.TOPIC_EXCEPTION: "un nom de topic n'a que des lettres sans accent, des chiffres, « . », « _ » et « - »",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "ce compte n'a pas ce droit sur ce topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "ce compte n'a pas le droit d'être de ce groupe",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "ce compte n'a pas droit à cet identifiant de transaction",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "ce compte n'a pas ce droit sur ce cluster",
+    KafkaError.MSG_SIZE_TOO_LARGE: "un message dépasse la taille que ce topic accepte (max.message.bytes)",
+    KafkaError.INVALID_REPLICATION_FACTOR: "ce cluster n'a pas assez de brokers pour autant de copies",
+    KafkaError.POLICY_VIOLATION: "une règle de ce cluster l'interdit",
+}
+
+
+def refusal(error: KafkaError) -> str:
+    """Ce que Kafka reproche : en français si on sait le dire, puis le nom anglais, que l'on peut chercher."""
+    known = REFUSALS.get(error.code())
+    return f"{known} ({error.name()})" if known else error.str()
+
+
 def ensure_topics(config: Config, *topics: NewTopic) -> None:
     """Crée ceux des ``topics`` qui manquent ; un topic existant reste tel qu'il est, et ce qu'il ne tient pas se dit.
 
@@ -138,26 +160,33 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
             log.info("Topic %s créé.", name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise PipelineError(f"Kafka refuse de créer le topic {name} : {error.args[0].str()}.") from error
+                raise PipelineError(f"Kafka refuse de créer le topic « {name} » : {refusal(error.args[0])}.") from error
     _check_copies(admin, {topic.topic for topic in topics if "min.insync.replicas" in (topic.config or {})}, missing)
+    policies = {topic.topic: (topic.config or {}).get("cleanup.policy", "") for topic in topics}
+    _check_policies(admin, {name: "compact" in policy for name, policy in policies.items()})
+
+
+def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Réglages de ces topics ; rien si ce compte n'a pas le droit de les lire."""
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
+    try:
+        answers = admin.describe_configs(asked, request_timeout=ADMIN_SECONDS) if asked else {}
+        found = [(resource.name, answer.result()) for resource, answer in answers.items()]
+        return {name: {key: entry.value or "" for key, entry in settings.items()} for name, settings in found}
+    except KafkaException as error:
+        log.debug("Réglages des topics illisibles : %s", error)
+        return {}
 
 
 def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
     """Dit quels topics ne gardent pas deux copies ; PipelineError si rien ne peut y être écrit."""
-    if not names:
-        return
-    asked = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
-    try:
-        found = [(r.name, o.result()) for r, o in admin.describe_configs(asked, request_timeout=ADMIN_SECONDS).items()]
-        known = admin.list_topics(timeout=ADMIN_SECONDS).topics
-    except KafkaException as error:  # pas le droit de le demander
-        log.debug("Réglages des topics illisibles : %s", error)
-        return
-    for name, settings in found:
+    found = _settings(admin, names)
+    known = admin.list_topics(timeout=ADMIN_SECONDS).topics if found else {}
+    for name, settings in found.items():
         partitions = known[name].partitions.values() if name in known else ()
         copies, wanted = (
             min((len(p.replicas) for p in partitions), default=3),
-            int(settings["min.insync.replicas"].value),
+            int(settings["min.insync.replicas"]),
         )
         if wanted > copies and name in {topic.topic for topic in created}:  # ce cluster ne donne qu'une copie
             wanted = copies
@@ -172,6 +201,16 @@ def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) 
                 "Le topic %s n'a que %d copie(s), dont %d écrite(s) avant de confirmer : ce qui est confirmé peut "
                 "disparaître avec un broker.", name, copies, wanted,
             )  # fmt: skip
+
+
+def _check_policies(admin: AdminClient, compacted: Mapping[str, bool]) -> None:
+    """Dit quels topics effacent ce que ce script y garde ; ``compacted`` : seule la dernière valeur y compte."""
+    for name, settings in _settings(admin, compacted).items():
+        policy = settings["cleanup.policy"]
+        if "compact" in policy and not compacted[name]:
+            log.warning("Le topic %s est compacté : Kafka n'y garde qu'un message par clé, et perdra les autres.", name)
+        elif "delete" in policy and compacted[name]:
+            log.warning("Le topic %s n'est pas seulement compacté : Kafka en effacera les positions anciennes.", name)
 
 
 def count_partitions(config: Config, topic: str) -> int:
@@ -233,7 +272,7 @@ def readable(message: Message) -> bool:
     if "group.instance.id" in error.str():
         raise PipelineError("Un autre consommateur a pris le même --instance-id : je m'arrête.")
     if error.fatal() or error.code() in _REFUSALS:
-        raise PipelineError(f"Kafka refuse la lecture : {error.str()}.")
+        raise PipelineError(f"Kafka refuse la lecture : {refusal(error)}.")
     log.debug("Kafka : %s", error.str())
     return False
 

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted, TransactionalProducer
-from commun.kafka import Config, Headers, connect, send
+from commun.kafka import Config, Headers, connect, refusal, send
 from commun.topics import CALL_SECONDS
 
 
@@ -65,7 +65,7 @@ class AtLeastOnce:
             if self.stop:
                 raise Stopped
         if self.refusal:
-            raise PipelineError(f"Kafka refuse une sortie : {self.refusal.str()}. Sa position n'est pas validée.")
+            raise PipelineError(f"Kafka refuse une sortie : {refusal(self.refusal)}. Sa position n'est pas validée.")
         try:
             consumer.commit(offsets=places, asynchronous=False)
         except KafkaException as error:  # la partition est passée à un autre, qui refera ce travail

@@ -135,6 +135,14 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
+def write_out(data: bytes) -> None:
+    """Écrit tout ``data`` sur la sortie standard : avec PYTHONUNBUFFERED, une écriture peut n'en prendre qu'un bout."""
+    left = memoryview(data)
+    while left:
+        left = left[sys.stdout.buffer.write(left) or 0 :]
+    sys.stdout.buffer.flush()
+
+
 def open_shared(path: Path | str) -> BinaryIO:
     """Ouvre ``path`` en lecture, sans tampon, sans empêcher personne de le renommer, de le remplacer ou de l'effacer.
 

@@ -6,7 +6,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, connect
+from commun.kafka import Config, admin_config, connect, refusal
 
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
 _READER = {
@@ -55,7 +55,9 @@ def bounds(config: Config, partition: TopicPartition, stop: Stop | None) -> tupl
                 return int(low), int(high)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise PipelineError(f"Kafka refuse de lire {partition.topic} : {error.args[0].str()}.") from error
+                    raise PipelineError(
+                        f"Kafka refuse de lire {partition.topic} : {refusal(error.args[0])}."
+                    ) from error
                 if stop:
                     raise Stopped from None
     finally:

@@ -27,7 +27,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
 from commun.kafka import FromBeginning, client_config, connect, ensure_topics, place, readable
-from commun.systems import reader_gone
+from commun.systems import reader_gone, write_out
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -97,8 +97,7 @@ class Screen:
                 lines = [as_json(record) for record in records]
             case _:
                 lines = [as_raw(record) for record in records]
-        sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
-        sys.stdout.buffer.flush()
+        write_out(b"".join(line + b"\n" for line in lines))
 
 
 def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
@@ -181,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = watch(consumer, Screen(args.format), args, stop)
     finally:
         consumer.close()  # valide la position et quitte le groupe tout de suite
-    log.info("Terminé : %d messages montrés.", shown)
+    log.info("Terminé. Messages montrés : %d.", shown)
     return 0
 
 

@@ -39,6 +39,7 @@ class Files(Others):
         self._active_at: dict[Path, float] = {}
         self._open: set[Path] = set()  # ceux qui tiennent un fichier ouvert
         self._lively: set[Path] = set()  # ceux qui ont bougé il y a peu
+        self.interrupted = False  # la dernière tournée n'est pas allée au bout
         self._tour_at = 0.0
         self._next = 0
 
@@ -50,7 +51,7 @@ class Files(Others):
         for name in self.names:
             path = Path(os.path.abspath(name))
             if os.path.isdir(path):  # Path.is_dir lèverait, si ce compte n'a pas le droit d'y aller
-                found = sorted(path.glob("*.csv"))
+                found = sorted(match for match in path.glob("*.csv") if not match.name.startswith("."))
             elif glob.has_magic(name) and not os.path.exists(path):
                 found = sorted(Path(os.path.abspath(match)) for match in glob.glob(name))
             else:
@@ -78,6 +79,8 @@ class Files(Others):
 
     def new(self) -> list[Path]:
         """Les fichiers à prendre en charge maintenant."""
+        for path in [path for path, one in self.followers.items() if one.inode is None and os.path.isdir(path)]:
+            self._forget(path)  # on attendait un fichier, c'est un dossier qui vient
         paths = [path for path in self.find() if path not in self.followers and path not in self.lost]
         return [path for path in paths if self._opens(path)]
 
@@ -115,16 +118,20 @@ class Files(Others):
     def lose(self, path: Path) -> None:
         """Un autre producer.py suit maintenant ce fichier."""
         self.lost.add(path)
-        self.followers.pop(path).close()
+        self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        if follower := self.followers.pop(path, None):  # sinon, il a été pris avant d'être à nous
+            follower.close()
         for known in (self._open, self._lively):
             known.discard(path)
-        del self._active_at[path]
+        self._active_at.pop(path, None)
 
     def turn(self, now: float) -> Iterator[Follower]:
         """Les fichiers à regarder maintenant : ceux qui ont bougé il y a peu, et tous, de temps en temps."""
         everyone, began = self.once or now >= self._tour_at, time.perf_counter()
         paths = list(self.followers if everyone else self._lively)
-        first, self._next = self._next, 0
+        first, self._next, self.interrupted = self._next, 0, True
         for number in range(len(paths)):
             at = (first + number) % len(paths)
             self._next = (at + 1) % len(paths)  # une tournée interrompue reprendra après lui
@@ -133,7 +140,7 @@ class Files(Others):
                 yield follower
             finally:  # la tournée a pu être interrompue là
                 (self._open.add if follower.reading else self._open.discard)(paths[at])
-        self._next = 0
+        self._next, self.interrupted = 0, False
         if everyone:
             self._tour_at = now + min(TOUR_SECONDS, (time.perf_counter() - began) / SHARE)
             recent = {path for path, at in self._active_at.items() if now - at < QUIET_SECONDS}

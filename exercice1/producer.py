@@ -9,19 +9,19 @@ read_committed, quoi qu'il arrive à ce script ou à Kafka : les lignes et la po
 sont écrites dans une même transaction. Une ligne à moitié écrite attend d'être finie. Ce qui
 n'est pas du CSV va dans csv-topic-dlq, octets compris, avec le fichier, la ligne et la raison.
 Ne garantit pas : qu'une ligne déjà envoyée ne repart pas si vous la modifiez, elle ou une ligne
-qui la précède : c'est une ligne nouvelle. Deux chemins différents vers un même fichier sont deux
-fichiers.
+qui la précède : c'est une ligne nouvelle. Deux producer.py à la fois, sur deux
+chemins du même fichier, l'envoient tous deux.
 Ensuite : consumer.py montre ce topic. Le découpage du CSV est dans csv_header.py, la vie d'un
 fichier (rotation, remplacement…) dans follow.py, l'envoi dans exactly_once.py.
 """
 
 import argparse
 import codecs
+import csv
 import logging
 import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +32,14 @@ from commun import csv_header
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.csv_header import HeaderError, Options
 from commun.errors import PipelineError
-from commun.exactly_once import POSITIONS_CONFIG, Positions
+from commun.exactly_once import POSITIONS_CONFIG, Positions, refuse_several_partitions
 from commun.kafka import client_config, ensure_topics
-from commun.systems import reason
+from commun.systems import reason, write_out
 from exercice1 import json_rows
 from exercice1.files import Files
 from exercice1.follow import ROTATE_WAIT
 from exercice1.progress import Progress
-from exercice1.reading import Format, OpenCsv, open_regular
+from exercice1.reading import Format, OpenCsv, Rows, open_regular
 from exercice1.sending import Counts, Sender
 from exercice1.topic import MESSAGE_BYTES, PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -99,26 +99,37 @@ def send_once(sender: Sender, stop: Stop, *, anew: bool) -> None:
 def show(files: Files) -> int:
     """--dry-run : chaque ligne en JSON sur la sortie, chaque refus sur la sortie d'erreur.
 
-    Lève PipelineError au premier fichier qui ne peut pas être lu.
+    Lève PipelineError, à la fin, pour les fichiers qui ne peuvent pas être lus.
     """
-    sent = rejected = 0
+    total, unread = Counts(), list[str]()
     for path in files.find():
         try:
-            opened = open_regular(path)
-            if opened is None:
-                raise PipelineError(f"{path} n'existe pas.")
-            with opened:
-                source = OpenCsv(opened, files.form)
-                while chunk := source.next_chunk(final=True):
-                    sent, rejected = sent + len(chunk.values), rejected + len(chunk.rejected)
-                    sys.stdout.buffer.write(b"".join(value + b"\n" for value, _ in chunk.values))
-                    for line, _, why in chunk.rejected:
-                        log.warning("Serait une lettre morte (%s, ligne %d) : %s", path.name, line, why)
-        except (OSError, HeaderError) as error:
-            why = f"ne peut pas être lu ({reason(error)})" if isinstance(error, OSError) else f"n'est pas lu : {error}"
-            raise PipelineError(f"{path} {why}.") from error
-    log.info("Rien n'est envoyé. Partiraient : %s lignes, %s lettres mortes.", *map(french_number, (sent, rejected)))
+            for chunk in chunks(path, files.form):
+                total.add(Counts(len(chunk.values), len(chunk.rejected)))
+                write_out(b"".join(value + b"\n" for value, _ in chunk.values))
+                for line, _, why in chunk.rejected:
+                    log.warning("Serait une lettre morte (%s, ligne %d) : %s", path.name, line, why)
+        except HeaderError as error:
+            unread.append(f"{path} n'est pas lu : {error}.")
+    counts = map(french_number, (total.sent, total.rejected))
+    log.info("Rien n'est envoyé. Lignes qui partiraient : %s, lettres mortes : %s.", *counts)
+    if unread:
+        raise PipelineError(" ".join(unread))
     return 0
+
+
+def chunks(path: Path, form: Format) -> Iterator[Rows]:
+    """Tout un fichier, morceau par morceau. Lève HeaderError s'il ne peut pas être lu."""
+    try:
+        opened = open_regular(path)
+    except OSError as error:
+        raise HeaderError(reason(error)) from error
+    if opened is None:
+        raise HeaderError("il n'existe pas")
+    with opened:
+        source = OpenCsv(opened, form)
+        while chunk := source.next_chunk(final=True):
+            yield chunk
 
 
 # --- Options ---
@@ -142,17 +153,24 @@ def _encoding(text: str) -> str:
     )
 
 
+def _cells(text: str) -> list[str]:
+    """Ce que des virgules séparent ; une virgule entre guillemets ne sépare rien."""
+    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
+
+
 def _types(text: str) -> dict[str, str]:
-    types = dict(pair.strip().rpartition(":")[::2] for pair in text.split(","))
-    if not all(types) or not set(types.values()) <= json_rows.TYPES.keys():
+    pairs = [pair.rpartition(":")[::2] for pair in _cells(text)]
+    types = dict(pairs)
+    if not all(types) or len(types) < len(pairs) or not set(types.values()) <= json_rows.TYPES.keys():
         raise argparse.ArgumentTypeError(
-            f"{text!r} : écrivez COLONNE:TYPE,… avec un type parmi {', '.join(json_rows.TYPES)}"
+            f"{text!r} : écrivez COLONNE:TYPE,… avec un type parmi {', '.join(json_rows.TYPES)}, chaque colonne une "
+            "fois ; un nom qui a une virgule, entre guillemets : '\"Prix, EUR:decimal\",id:int'"
         )
     return types
 
 
 def _columns(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(_cells(text))
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} : des noms différents, séparés par des virgules")
     return names
@@ -197,6 +215,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--from-start", action="store_true", help="renvoie tout depuis le début des fichiers")
     parser.option("--once", action="store_true", help="envoie ce qui est là, puis s'arrête")
     args = parser.parse(argv)
+    if args.progress and (args.once or args.dry_run):
+        parser.error("--progress ne va ni avec --once, ni avec --dry-run")
     options = Options(
         args.encoding, args.delimiter, args.columns, args.no_header, args.max_row_bytes, args.max_row_lines
     )
@@ -218,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=TOPIC_CONFIG),
         NewTopic(f"{args.topic}-positions", 1, REPLICATION_FACTOR, config=POSITIONS_CONFIG),
     )
+    refuse_several_partitions(config, args.topic)
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
     with closing(Sender(files, Positions(config, args.topic, stop), args.topic, stop)) as sender:
         if args.once:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from commun.cli import french_number
+from commun.systems import write_out
 from exercice1.display import Record, Table
 from exercice1.sending import Counts, Sender
 
@@ -52,8 +53,7 @@ class Progress:
             table = self._table.lines([_cells(row) for row in rows[:MOST_ROWS]])
             lines = [line.encode("utf-8", "replace") for line in table]
             lines += [f"… et {len(rows) - MOST_ROWS} autres fichiers".encode()] if len(rows) > MOST_ROWS else []
-        sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
-        sys.stdout.buffer.flush()
+        write_out(b"".join(line + b"\n" for line in lines))
 
     def _moved(self, seconds: float) -> Iterator[FileProgress]:
         """Ceux qui ont changé depuis la dernière fois, ou à qui il reste à lire."""

@@ -78,7 +78,7 @@ class Sender:
                     self.files.followers[path].rewind(Saved())
 
     def send(self, *, final: bool = False) -> bool:
-        """Une transaction : ce qui est nouveau dans les fichiers ; faux s'il n'y avait rien."""
+        """Une transaction : ce qui est nouveau dans les fichiers ; faux si tous ont été regardés, et n'avaient rien."""
         start, touched = self.clock(), dict[Follower, Counts]()
         try:
             for follower in self.files.turn(start):
@@ -94,7 +94,7 @@ class Sender:
             self._commit(touched)
         except Aborted as error:
             self._recover(error, touched)
-        return bool(touched)
+        return bool(touched) or self.files.interrupted
 
     def _commit(self, touched: dict[Follower, Counts]) -> None:
         """La position de chaque fichier, puis la validation."""

