@@ -171,7 +171,7 @@ def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, s
     asked = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
     try:
         answers = admin.describe_configs(asked, request_timeout=ADMIN_SECONDS) if asked else {}
-        found = [(resource.name, answer.result()) for resource, answer in answers.items()]
+        found = [(topic.name, answer.result()) for topic, answer in answers.items()]
         return {name: {key: entry.value or "" for key, entry in settings.items()} for name, settings in found}
     except KafkaException as error:
         log.debug("Réglages des topics illisibles : %s", error)

@@ -1,7 +1,9 @@
 """Plusieurs fichiers suivis ensemble : rotations, copies, liens, entrées étranges du dossier, milliers de fichiers."""
 
+import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from commun.csv_header import Options
 from commun.settings import ROOT
 from exercice1.files import OPEN_FILES, Files
 from exercice1.fingerprint import Saved
@@ -373,3 +376,278 @@ def test_a_dry_run_shows_what_would_be_sent(path: Path) -> None:
     path.write_bytes(b"\x1f\x8b\x08")
     done = subprocess.run(command, check=False, **options)
     assert (done.returncode, "gzip" in done.stderr) == (1, True)
+
+
+# --- Ce qu'une relecture et un inconnu ont trouvé ---
+
+
+def ids(reader: Reader) -> list[str]:
+    """La première colonne de tout ce qui est parti."""
+    return [next(iter(row.values())) for row in reader.kafka.rows]
+
+
+def test_a_file_is_not_closed_before_its_end(tmp_path: Path) -> None:
+    """Plus de fichiers que l'on n'en garde ouverts, dont un gros : il est lu jusqu'au bout."""
+    for number in range(OPEN_FILES + 7):
+        append(tmp_path / f"{number:03}.csv", HEADER + rows(number))
+    big = [f"{number:07}" for number in range(60_000)]
+    # Seize octets par ligne : chaque morceau lu finit avec l'une d'elles, et rien ne paraît inachevé.
+    append(tmp_path / "gros.csv", "id,ville_longue\n" + "".join(f"{number},Quimper\n" for number in big))
+    reader = Reader(tmp_path)
+    ticks = itertools.count()
+    reader.sender.clock = lambda: reader.now + next(ticks) / 5  # chaque morceau prend du temps
+    reader.sender.files.open_files = 0
+    reader.look(60)
+    assert sorted(set(ids(reader)) & set(big)) == big
+    assert len(ids(reader)) == OPEN_FILES + 7 + len(big)
+
+
+def test_unfinished_lines_do_not_keep_files_open(tmp_path: Path) -> None:
+    """Quatre cents fichiers dont la dernière ligne attend sa fin : presque tous sont fermés, et s'achèvent pourtant."""
+    for number in range(400):
+        append(tmp_path / f"{number}.csv", f"{HEADER}{number},inach")
+    reader = Reader(tmp_path)
+    reader.look(60)
+    assert sum(bool(follower.reading) for follower in reader.sender.files.followers.values()) <= OPEN_FILES
+    for number in range(400):
+        append(tmp_path / f"{number}.csv", "evée\n")
+    reader.look()
+    assert sorted(map(int, ids(reader))) == list(range(400))
+
+
+def test_half_a_utf16_character_holds_nothing_back(tmp_path: Path) -> None:
+    """Un fichier en UTF-16 qui finit au milieu d'un caractère tourne : le nouveau est lu."""
+    path = tmp_path / "f.csv"
+    path.write_bytes((HEADER + "1,é\n").encode("utf-16") + b"\n")
+    reader = Reader(path)
+    reader.look(2)
+    path.rename(path.with_name("f.csv.1"))
+    path.write_text(HEADER + rows(10), encoding="utf-8")
+    reader.look(20)
+    assert ids(reader) == ["1", "10"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-16-be", "utf-8"])
+def test_a_bare_file_keeps_its_encoding_through_a_restart(tmp_path: Path, encoding: str) -> None:
+    """Vidé, sans en-tête, relu par un processus neuf : son encodage et ses espaces avant guillemets sont retenus."""
+    path = tmp_path / "f.csv"
+    path.write_bytes('"id", "ville"\n1, "été"\n'.encode(encoding))
+    reader = Reader(path, options=Options(encoding))
+    reader.look()
+    path.write_bytes(b"")
+    reader.look()
+    path.write_bytes('2, "Nîmes"\n'.encode(encoding))
+    reader.look()
+    reader.start()
+    with path.open("ab") as file:
+        file.write('3, "Orléans"\n'.encode(encoding))
+    reader.look()
+    assert [row["ville"] for row in reader.kafka.rows] == ["été", "Nîmes", "Orléans"]
+    assert not reader.kafka.letters
+
+
+def test_a_name_too_long_is_one_sentence(tmp_path: Path) -> None:
+    """Un nom que le système refuse n'arrête pas les autres."""
+    reader = Reader(tmp_path / ("x" * 300), tmp_path / "f.csv")
+    append(tmp_path / "f.csv", HEADER + rows(1))
+    assert reader.look() == ["1"]
+    assert ["trop long" in why for why in reader.sender.files.unread] == [True]
+
+
+@pytest.mark.parametrize("name", ["capteur_2.csv", "capteur-20261105.csv"])
+def test_an_unrelated_file_is_read_whole(tmp_path: Path, name: str) -> None:
+    """Un fichier qui commence comme un autre, d'un nom voisin : ses premières lignes partent aussi."""
+    append(tmp_path / "capteur.csv", HEADER + rows(1, 2))
+    reader = Reader(tmp_path)
+    reader.look()
+    append(tmp_path / name, HEADER + rows(1, 2, 3))
+    assert reader.look() == ["1", "2", "3"]
+
+
+def test_an_empty_name_is_still_a_header(tmp_path: Path) -> None:
+    """Un fichier de pandas, dont la première colonne n'a pas de nom, en remplace un autre : il a son en-tête."""
+    path = tmp_path / "f.csv"
+    append(path, "id,date,montant\n1,2026-01-01,5\n")
+    reader = Reader(path)
+    reader.look()
+    path.unlink()
+    append(path, ",produit,prix\n0,stylo,3\n")
+    reader.look()
+    assert reader.kafka.rows[-1] == {"colonne_1": "0", "produit": "stylo", "prix": "3"}
+
+
+def test_two_readers_of_moving_files(tmp_path: Path) -> None:
+    """Deux processus, l'un suit f.csv et l'autre f.csv.* : le second sait ce que le premier a lu depuis."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    first = Reader(path)
+    second = Reader(f"{path}.*")
+    second.kafka = first.kafka
+    second.sender = second.new_sender()
+    first.look()
+    second.look(1)
+    append(path, rows(2, 3))
+    first.look()
+    path.rename(tmp_path / "f.csv.1")
+    append(path, HEADER + rows(4))
+    first.look(10)
+    second.look()
+    assert ids(first) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("what", ["deleted", "put back"])
+def test_a_rewritten_file_that_goes_is_not_awaited(tmp_path: Path, what: str) -> None:
+    """Réécrit, puis effacé ou remis comme il était avant d'être jugé : plus rien ne se calme."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    old = path.with_name("ancien")
+    reader = Reader(path)
+    reader.look()
+    path.rename(old)
+    append(path, HEADER + rows(2))
+    reader.look(0.2)
+    assert reader.sender.files.settling
+    path.unlink()
+    if what == "put back":
+        old.rename(path)
+    reader.look(2)
+    assert not reader.sender.files.settling
+
+
+def test_from_start_ignores_what_other_names_read(tmp_path: Path) -> None:
+    """--from-start : un fichier tourné repart, même s'il a été lu sous son nom d'avant."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1, 2))
+    reader = Reader(path)
+    reader.look()
+    path.rename(path.with_name("f.csv.1"))
+    reader.look()
+    reader.names = (path.with_name("f.csv.1"),)
+    reader.start()
+    reader.sender.scan(anew=True)
+    assert reader.look() == ["1", "2"]
+
+
+def test_a_passing_fault_forgets_no_renamed_file(tmp_path: Path) -> None:
+    """Le nom désigne un instant autre chose qu'un fichier : celui qu'il désignait avant est encore attendu."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    reader = Reader(path)
+    reader.look(2)
+    old = path.rename(path.with_name("f.csv.1"))
+    append(path, HEADER + rows(2))
+    reader.look(1)
+    path.rename(path.with_name("ailleurs"))
+    path.mkdir()
+    reader.look(0.4)
+    path.rmdir()
+    path.with_name("ailleurs").rename(path)
+    append(old, rows(11))
+    reader.look()
+    assert ids(reader) == ["1", "2", "11"]
+
+
+def test_once_says_what_is_gone(tmp_path: Path) -> None:
+    """Un fichier déjà lu, puis effacé : --once le dit, comme d'un fichier jamais vu."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    reader = Reader(path)
+    reader.look()
+    path.unlink()
+    reader.start(once=True)
+    reader.look()
+    assert [f"{path} n'existe pas."] == reader.sender.files.unread
+
+
+def test_a_refused_file_mended_within_a_tick(tmp_path: Path) -> None:
+    """Refusé, puis corrigé à la même date : il est lu."""
+    path = tmp_path / "f.csv"
+    path.write_text("id\n1\n", encoding="utf-8")
+    os.utime(path, (1_000, 1_000))
+    reader = Reader(path, key="cle")
+    reader.look()
+    path.write_text("id,cle\n1,a\n", encoding="utf-8")
+    os.utime(path, (1_000, 1_000))
+    assert reader.look() == ["1"]
+
+
+def test_an_interrupted_tour_is_not_the_end(tmp_path: Path) -> None:
+    """Un disque lent coupe la tournée avant le fichier qui a du nouveau : ce n'est pas encore fini."""
+    for name in "abc":
+        append(tmp_path / f"{name}.csv", HEADER)
+    reader = Reader(tmp_path)
+    reader.look()
+    append(tmp_path / "c.csv", rows(1))
+    slow = iter([0.0, 0.0])
+    reader.sender.clock = lambda: reader.now + next(slow, 1.0)
+    reader.sender.files._tour_at = 0.0
+    assert reader.sender.send()
+    for _ in range(5):
+        reader.sender.send()
+    assert ids(reader) == ["1"]
+
+
+def test_who_loses_at_once_keeps_the_rest(tmp_path: Path) -> None:
+    """Un autre s'annonce pendant notre démarrage : ce fichier est à lui, les autres restent à nous."""
+    mine, common = tmp_path / "a-moi.csv", tmp_path / "commun.csv"
+    for path in (mine, common):
+        append(path, HEADER + rows(1))
+    reader = Reader(mine, common)
+    take = reader.sender.positions.take
+
+    def slower(sources: list[bytes]) -> dict[bytes, bytes]:
+        found = take(sources)
+        reader.sender.positions.mine.discard(os.fsencode(common))
+        return found
+
+    reader.sender.positions.take = slower  # type: ignore[assignment,method-assign]
+    assert reader.look() == ["1"]
+    assert set(reader.sender.files.followers) == {mine}
+
+
+def test_an_awaited_name_becomes_a_folder(tmp_path: Path) -> None:
+    """On attendait un fichier, c'est un dossier qui vient : ses CSV sont lus, sans plainte ; les cachés, non."""
+    reader = Reader(tmp_path / "futur")
+    reader.look(1)
+    (tmp_path / "futur").mkdir()
+    append(tmp_path / "futur" / "f.csv", HEADER + rows(1))
+    append(tmp_path / "futur" / "._f.csv", "\0\5\26\7")
+    assert reader.look() == ["1"]
+    assert set(reader.sender.files.followers) == {tmp_path / "futur" / "f.csv"}
+
+
+def test_a_dry_run_goes_on_after_a_bad_file(tmp_path: Path) -> None:
+    """--dry-run : un fichier illisible n'en cache aucun autre ; sortie fermée ou pleine : rien n'accuse le fichier."""
+    append(tmp_path / "a.csv", "id\r1\r2\r")
+    append(tmp_path / "b.csv", HEADER + rows(*range(5_000)))
+    command = [sys.executable, "producer.py", "--dry-run", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT / "exercice1", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 5_000
+    assert "a.csv n'est pas lu : son en-tête n'est pas du CSV" in done.stderr.splitlines()[-1]
+    shell = f"{shlex.join(command)} | true; exit ${{PIPESTATUS[0]}}"
+    closed = subprocess.run(["bash", "-c", shell], cwd=ROOT / "exercice1", capture_output=True, text=True, check=False)
+    assert (closed.returncode, "b.csv" in closed.stderr) == (0, False)
+    with open("/dev/full", "wb") as full:
+        whole = subprocess.run(command, cwd=ROOT / "exercice1", stdout=full, stderr=subprocess.PIPE, check=False)
+    assert whole.returncode == 1
+    assert "Erreur imprévue : le disque est plein" in whole.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("script", "option"), [("consumer", "--group"), ("consumer", "--topic"), ("producer", "--topic")]
+)
+def test_empty_values_are_refused(script: str, option: str) -> None:
+    """Une variable de shell qui n'existe pas donne une option vide : elle est refusée, et ne désigne rien d'autre."""
+    command = [sys.executable, f"{script}.py", option, ""]
+    done = subprocess.run(command, cwd=ROOT / "exercice1", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{option.removeprefix('--')} : une valeur vide" in done.stderr
+
+
+def test_an_empty_file_name_is_refused() -> None:
+    """« producer.py "$FICHIER" », sans FICHIER : ce n'est pas le dossier courant."""
+    command = [sys.executable, "producer.py", "--dry-run", ""]
+    done = subprocess.run(command, cwd=ROOT / "exercice1", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "files : une valeur vide" in done.stderr

@@ -13,6 +13,7 @@ import threading
 import time
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -504,3 +505,16 @@ def test_services_refuses_in_one_sentence(options: tuple[str, ...], words: str) 
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_short_write_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sortie sans tampon (PYTHONUNBUFFERED) dont un signal coupe une écriture : la suite est écrite aussi."""
+    written = bytearray()
+
+    def write(data: memoryview) -> int:
+        written.extend(data[:3])
+        return len(data[:3])
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=SimpleNamespace(write=write, flush=lambda: None)))
+    systems.write_out(b"une ligne entiere\n")
+    assert written == b"une ligne entiere\n"

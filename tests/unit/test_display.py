@@ -1,0 +1,15 @@
+"""La console de l'exercice 1 : tout message se montre, quel qu'il soit."""
+
+import pytest
+
+from exercice1.display import Table, as_json, as_raw, read
+
+
+@pytest.mark.parametrize("value", [b'{"nom":"\xe9t\xe9"}', b"[" * 100_000, b"1e999", b"", b"\xff\xfe", b'{"a":'])
+def test_what_is_not_json_is_shown_as_it_is(value: bytes) -> None:
+    """Ni Latin-1, ni cent mille listes emboîtées n'arrêtent la console."""
+    record = read(value, {})
+    assert record.fields is None
+    assert as_raw(record) == value
+    assert as_json(record)
+    assert len(list(Table().lines([record]))) == 1
