@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.doctor.env_file import ROOT, data_folder, value
 from services.doctor.jars import cache
-from services.doctor.ports import listening
+from services.doctor.ports import HIGHEST, listening
 from services.doctor.report import Check, Finding, ok, problem, unknown, warning
 
 GIGABYTE = 1024**3
@@ -195,7 +195,8 @@ def memory() -> list[Finding]:
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
         total, available = min(total, limit), min(available, max(0, limit - used))
     port = value("PORT_KAFKA1")
-    return [judge_memory(total, available, running=port.isdecimal() and listening(int(port)))]
+    exists = port.isdecimal() and int(port) <= HIGHEST
+    return [judge_memory(total, available, running=exists and listening(int(port)))]
 
 
 def system() -> list[Finding]:

@@ -651,3 +651,49 @@ def test_an_empty_file_name_is_refused() -> None:
     done = subprocess.run(command, cwd=ROOT / "exercice1", capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "files : une valeur vide" in done.stderr
+
+
+# --- Ce qu'aucun essai ne voyait casser ---
+
+
+def test_each_late_line_gives_more_time(tmp_path: Path) -> None:
+    """Un fichier renommé est lu pendant cinq secondes après sa dernière ligne, et non après son changement de nom."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    reader = Reader(path)
+    reader.look(2)
+    old = path.rename(tmp_path / "ailleurs")
+    append(path, HEADER + rows(2))
+    for number in (11, 12, 13):
+        reader.look(4)
+        append(old, rows(number))
+    reader.look(2)
+    assert ids(reader) == ["1", "2", "11", "12", "13"]
+
+
+def test_a_turned_bare_file_alone(tmp_path: Path) -> None:
+    """Un fichier sans en-tête à lui, suivi seulement sous son nom tourné : celui de son nom d'avant sert encore."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    reader = Reader(path)
+    reader.look()
+    path.write_text(rows(2), encoding="utf-8")
+    reader.look()
+    path.rename(tmp_path / "f.csv.1")
+    append(tmp_path / "f.csv.1", rows(3))
+    reader.names = (tmp_path / "f.csv.1",)
+    reader.start()
+    assert reader.look() == ["3"]
+    assert reader.kafka.rows[-1] == {"id": "3", "ville": "ville 3"}
+
+
+def test_a_file_that_never_rests_is_read_anyway(tmp_path: Path) -> None:
+    """Récrit sans cesse : il est lu au bout de cinq secondes, même s'il bouge encore."""
+    path = tmp_path / "f.csv"
+    append(path, HEADER + rows(1))
+    reader = Reader(path)
+    reader.look()
+    for number in range(2, 60):
+        path.write_text(HEADER + rows(*range(2, number)) + "x" * number, encoding="utf-8")
+        reader.look(0.2)
+    assert "2" in ids(reader)
