@@ -35,7 +35,7 @@ INNER = dict.fromkeys(("kafka1", "kafka2", "kafka3"), (CONTROLLER_OFFSET,)) | {
 }
 CONNECT_SECONDS = 1.0
 UNRESERVED = 1024  # en dessous, la plupart des systèmes réservent les ports à root
-HIGHEST = 65_535 - CONTROLLER_OFFSET
+HIGHEST = 65_535 - CONTROLLER_OFFSET - 2  # Flink écoute aussi deux ports après le sien + 1000
 DOCKER = re.compile(r"docker|rootlessport|rootlesskit|vpnkit|wslrelay|slirp4netns|colima|lima|orbstack", re.IGNORECASE)
 OURS, CONTAINER, COPY, OTHER, HIDDEN = "nous", "Docker", "une autre copie", "un autre", "caché"
 
