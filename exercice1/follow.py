@@ -477,7 +477,7 @@ class Follower:
 
     def _find_missed(self, new: BinaryIO, now: float) -> None:
         """Plusieurs rotations d'un coup : les fichiers nés et renommés entre celui que nous lisions et ``new``."""
-        real, since, marks = self._folders()[0], self._since, self._marks()
+        real, since = self._folders()[0], self._since
         entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
         ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
         by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
@@ -486,7 +486,8 @@ class Follower:
         for mtime, entry in sorted(born, key=lambda pair: pair[0]):
             if since and mtime >= since and (file := self._free(entry.path)):
                 start, bare = self.already_read(file)
-                if not start and len(kept := still_true(file, tuple(marks))) > 1:
+                kept = max((still_true(file, tuple(marks)) for marks in (self._marks(), self.saved.marks)), key=len)
+                if not start and len(kept) > 1:
                     start, bare = kept, self.bare  # une copie de ce que nous avons lu
                 self._leave(OpenCsv(file, self.form, start, self.header, bare), now)
 
