@@ -128,6 +128,7 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
     try:
         known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
+        admin.poll(0)  # sert les rappels : la cause
         outage = getattr(config.get("error_cb"), "__self__", None)
         cause = outage.cause if isinstance(outage, Outage) and outage.cause else START_HINT
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {cause}.") from error
