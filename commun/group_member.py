@@ -196,9 +196,7 @@ class GroupMember:
         Dans un fil que personne n'attend à la fin : un second Ctrl-C interrompt même un travail bloqué.
         """
         future = Future[T]()
-        threading.Thread(
-            target=answer_with, args=(future, task), daemon=True
-        ).start()  # un second Ctrl-C ne l'attend pas
+        threading.Thread(target=answer_with, args=(future, task), daemon=True).start()
         if not wait([future], SHORT_SECONDS).done:
             self.checkpoint()  # aucune transaction Kafka ne reste ouverte pendant un travail lent
             self.consumer.pause(self.consumer.assignment())
