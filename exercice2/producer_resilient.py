@@ -178,8 +178,8 @@ def finish(sender: Sender, topic: str) -> None:
         log.info("Par partition : %s.", sender.deliveries.spread())
     if left := sender.left():
         raise PipelineError(
-            f"Arrêté avant la fin : {french_number(left)} transactions ne sont pas confirmées. "
-            "Relancez la même commande, elles partiront."
+            f"Arrêté avant la fin : {french_number(left)} transactions ne sont pas confirmées : relancez la même "
+            "commande, elles partiront."
         )
     if isinstance(sender.source, CsvFile) and sender.source.unfinished and sender.args.count is None:
         raise PipelineError(
