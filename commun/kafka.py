@@ -149,8 +149,10 @@ def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) 
         return
     asked = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(names)]
     try:
+        deadline = time.monotonic() + ADMIN_SECONDS  # un topic à peine créé n'est pas encore connu de tous les brokers
+        while names - (known := admin.list_topics(timeout=ADMIN_SECONDS).topics).keys() and time.monotonic() < deadline:
+            time.sleep(0.1)
         found = [(r.name, o.result()) for r, o in admin.describe_configs(asked, request_timeout=ADMIN_SECONDS).items()]
-        known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:  # pas le droit de le demander
         log.debug("Réglages des topics illisibles : %s", error)
         return

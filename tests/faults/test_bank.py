@@ -273,6 +273,16 @@ def test_partitions_added(bank_lab: BankLab) -> None:
     assert sorted((row["fin"][11:19], row["nombre"]) for row in rows) == [("00:01:00", 1), ("00:02:00", 2)]
 
 
+def test_one_copy_is_told(bank_lab: BankLab) -> None:
+    """Un topic qui n'a qu'une copie se dit, et s'écrit tout de même ; un topic où rien ne s'écrit aussi."""
+    said = bank_lab.generate(100, "--replication-factor", "1", "--partitions", "2")
+    assert f"Le topic {bank_lab.topic} n'a que 1 copie(s)" in said
+    assert len(bank_lab.messages(bank_lab.topic)) == 100
+    assert len(admin().list_topics(bank_lab.topic, 10).topics[bank_lab.topic].partitions) == 2
+    settled(admin().create_topics([NewTopic(bank_lab.output, 1, 1, config={"min.insync.replicas": "2"})]))
+    assert "Rien ne peut s'écrire" in bank_lab.run("consumer_resilient", "--idle-timeout", "1", code=1)
+
+
 # --- Comment ils finissent ---
 
 
