@@ -1,6 +1,7 @@
 """Ligne de commande : options en français, arrêt propre, codes de sortie, journal."""
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -76,6 +78,8 @@ class Parser(argparse.ArgumentParser):
             "--log-level", env="LOG_LEVEL", default=LEVEL, type=str.lower, choices=LEVELS,
             help="détail du journal, écrit sur la sortie d'erreur",
         )  # fmt: skip
+        self.option("--log-format", choices=("text", "json"), default="text",
+                    help="journal en phrases, ou un objet JSON par ligne")  # fmt: skip
         args = self.parse_args(argv)
         if args.log_level not in LEVELS:  # argparse ne compare pas une valeur par défaut aux choix
             if not any_level:
@@ -84,6 +88,9 @@ class Parser(argparse.ArgumentParser):
         logging.basicConfig(
             level=args.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
         )
+        if args.log_format == "json":
+            for handler in logging.getLogger().handlers:
+                handler.setFormatter(JsonLines())
         for library in ("pymongo", "schedule", "faker"):
             logging.getLogger(library).setLevel(logging.WARNING)
         for name, value in vars(args).items():
@@ -98,6 +105,18 @@ class Parser(argparse.ArgumentParser):
                 message = match.expand(sentence)
                 break
         self.exit(2, f"{self.prog} : {message}. Voyez « {self.prog} --help ».\n")
+
+
+class JsonLines(logging.Formatter):
+    """--log-format json : un objet par ligne, que lit une machine."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Instant (UTC), niveau, phrase."""
+        instant = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": instant, "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["detail"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 def port(text: str) -> int:
@@ -174,7 +193,10 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _failed(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+    if any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers):
+        log.error("%s", sentence)
+    else:
+        print(sentence, file=sys.stderr)
     log.debug("Détail :", exc_info=True)
     return 1
 

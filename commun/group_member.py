@@ -33,7 +33,7 @@ from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_positions import SHORT_SECONDS, GroupPositions, joined
 from commun.kafka import Config, connect, place, readable
-from commun.outputs import Outputs
+from commun.outputs import Outputs, answer_with
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
@@ -191,9 +191,12 @@ class GroupMember:
     # --- Travailler, attendre ---
 
     def work(self, task: Callable[[], T]) -> T:
-        """``task()``, même très long, sans quitter le groupe : partitions en pause, le membre bat toujours."""
+        """``task()``, même très long, sans quitter le groupe : partitions en pause, le membre bat toujours.
+
+        Dans un fil que personne n'attend à la fin : un second Ctrl-C interrompt même un travail bloqué.
+        """
         future = Future[T]()
-        threading.Thread(target=_answer, args=(future, task), daemon=True).start()  # un second Ctrl-C ne l'attend pas
+        threading.Thread(target=answer_with, args=(future, task), daemon=True).start()
         if not wait([future], SHORT_SECONDS).done:
             self.checkpoint()  # aucune transaction Kafka ne reste ouverte pendant un travail lent
             self.consumer.pause(self.consumer.assignment())
@@ -285,7 +288,8 @@ class GroupMember:
         finally:
             self._closing = True
             self.outputs.close()
-            self.consumer.close()
+            if not self.outputs.stuck:
+                self.consumer.close()
 
     def _look_at_topic(self) -> str:
         """L'identité du topic, vide s'il n'existe plus ; tout est à refaire si ce n'est plus celle de nos partitions.
@@ -373,10 +377,3 @@ class GroupMember:
 
 def _numbers(partitions: Sequence[TopicPartition]) -> str:
     return ", ".join(str(one.partition) for one in partitions)
-
-
-def _answer(future: "Future[T]", task: Callable[[], T]) -> None:
-    try:
-        future.set_result(task())
-    except BaseException as error:
-        future.set_exception(error)

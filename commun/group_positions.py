@@ -93,18 +93,22 @@ class GroupPositions:
         """Faux si le topic a été recréé pendant ce temps."""
         numbers = self._ask(lambda: _partitions(self._admin, self.topic))
         self._check(offsets, numbers)
-        starts = dict(offsets)
+        starts, forgotten = dict(offsets), False
         if not self._any(numbers):
-            if reset is None and not offsets and any(map(self._has_messages, written)) and not self._any(numbers):
-                raise PipelineError(
-                    f"Le groupe {self.group} n'a plus de position dans {self.topic} (Kafka efface celles d'un groupe "
-                    f"longtemps sans membre), mais {', '.join(written)} garde ce qui en a été tiré : tout relire le "
-                    "publierait une seconde fois. Dites d'où lire (--reset), ou prenez une autre sortie (--output)."
-                )
+            wrote = reset is None and not offsets and any(self._has_messages(topic, topic_id) for topic in written)
+            forgotten = wrote and not self._any(
+                numbers
+            )  # demandé de nouveau : un autre membre vient peut-être d'écrire
             if reset not in (None, "earliest"):  # du début : c'est là que commence une partition sans position
                 starts = {number: self._first(number, reset) for number in numbers} | starts
         if self.topic_id() != topic_id:
             return False
+        if forgotten:
+            raise PipelineError(
+                f"Le groupe {self.group} n'a plus de position dans {self.topic} (Kafka efface celles d'un groupe "
+                f"longtemps sans membre), mais {', '.join(written)} garde ce qui en a été tiré : tout relire le "
+                "publierait une seconde fois. Dites d'où lire (--reset), ou prenez une autre sortie (--output)."
+            )
         if starts:
             self._set(starts, numbers, topic_id, forced=bool(offsets))
         return True
@@ -119,11 +123,11 @@ class GroupPositions:
     def _any(self, numbers: Sequence[int]) -> bool:
         return any(offset >= 0 for offset, _, _ in self.committed(numbers).values())
 
-    def _has_messages(self, topic: str) -> bool:
+    def _has_messages(self, topic: str, topic_id: str) -> bool:
         """Vrai si ce qui y a été validé vient de ce topic-ci, ou peut-être : effacé depuis, ou sans en-tête."""
-        numbers, current = self._ask(lambda: _partitions(self._admin, topic)), self.topic_id().encode()
+        numbers = self._ask(lambda: _partitions(self._admin, topic))
         sources = (source_of(message) for message in read_topic(self._config, topic, numbers, self.stop))
-        return any(source in (None, current) for source in sources) or any(
+        return any(source in (None, topic_id.encode()) for source in sources) or any(
             low == high > 0
             for low, high in (bounds(self._config, TopicPartition(topic, n), self.stop) for n in numbers)
         )

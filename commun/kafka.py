@@ -150,6 +150,7 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
     try:
         known = admin.list_topics(timeout=ADMIN_SECONDS).topics
     except KafkaException as error:
+        admin.poll(0)  # sert les rappels : la cause
         outage = getattr(config.get("error_cb"), "__self__", None)
         cause = outage.cause if isinstance(outage, Outage) and outage.cause else START_HINT
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {cause}.") from error
@@ -180,9 +181,10 @@ def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, s
 
 def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
     """Dit quels topics ne gardent pas deux copies ; PipelineError si rien ne peut y être écrit."""
-    found = _settings(admin, names)
-    known = admin.list_topics(timeout=ADMIN_SECONDS).topics if found else {}
-    for name, settings in found.items():
+    deadline = time.monotonic() + ADMIN_SECONDS  # un topic à peine créé n'est pas encore connu de tous les brokers
+    while names - (known := admin.list_topics(timeout=ADMIN_SECONDS).topics).keys() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for name, settings in _settings(admin, names).items():
         partitions = known[name].partitions.values() if name in known else ()
         copies, wanted = (
             min((len(p.replicas) for p in partitions), default=3),

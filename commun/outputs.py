@@ -5,7 +5,11 @@ AtLeastOnce    les sorties sont confirmées par Kafka, puis la position est vali
 ExactlyOnce    les sorties et la position sont dans une même transaction Kafka : lisibles ensemble, ou pas du tout.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from threading import Thread
+from typing import Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -15,11 +19,14 @@ from commun.exactly_once import Aborted, TransactionalProducer
 from commun.kafka import Config, Headers, connect, refusal, send
 from commun.topics import CALL_SECONDS
 
+T = TypeVar("T")
+
 
 class Outputs(Protocol):
     """Les sorties d'un membre. ``atomic`` : elles sont lisibles avec leur position, ou pas du tout."""
 
     atomic: bool
+    stuck: bool  # un appel n'a pas rendu la main : le consommateur ne peut plus être fermé
 
     @property
     def open(self) -> bool:
@@ -39,12 +46,16 @@ class Outputs(Protocol):
 
 
 class AtLeastOnce:
-    """Sorties confirmées par Kafka, puis positions validées. Un arrêt net entre les deux fait refaire le travail."""
+    """Sorties confirmées par Kafka, puis positions validées. Un arrêt net entre les deux fait refaire le travail.
+
+    Coordinateur muet, ``Consumer.commit`` ne rend pas la main, et n'entend pas Ctrl-C : il est fait dans un fil à part,
+    que l'on abandonne avec son consommateur (``stuck``) si l'arrêt est demandé.
+    """
 
     atomic = open = False
 
     def __init__(self, config: Config, stop: Stop) -> None:
-        self.stop = stop
+        self.stop, self.stuck = stop, False
         self.refusal: KafkaError | None = None
         self.producer: Producer = connect(Producer, config | {"on_delivery": self._on_delivery})
 
@@ -66,10 +77,18 @@ class AtLeastOnce:
                 raise Stopped
         if self.refusal:
             raise PipelineError(f"Kafka refuse une sortie : {refusal(self.refusal)}. Sa position n'est pas validée.")
-        try:
-            consumer.commit(offsets=places, asynchronous=False)
-        except KafkaException as error:  # la partition est passée à un autre, qui refera ce travail
-            raise Aborted(error.args[0].name()) from error
+        answer = Future[None]()
+        call = partial(consumer.commit, offsets=places, asynchronous=False)
+        Thread(target=answer_with, args=(answer, call), daemon=True).start()
+        while True:
+            try:
+                return answer.result(CALL_SECONDS)
+            except TimeoutError:
+                if self.stop:
+                    self.stuck = True
+                    raise Stopped from None
+            except KafkaException as error:  # la partition est passée à un autre, qui refera ce travail
+                raise Aborted(error.args[0].name()) from error
 
     def abort(self) -> None:
         """Voir Outputs : rien à défaire, une redite est sans effet."""
@@ -80,7 +99,7 @@ class AtLeastOnce:
 class ExactlyOnce:
     """Sorties et positions dans une même transaction Kafka. ``permanent`` : un seul membre porte ce nom à la fois."""
 
-    atomic = True
+    atomic, stuck = True, False
 
     def __init__(self, config: Config, stop: Stop, *, permanent: bool = False) -> None:
         self.producer, self.permanent = TransactionalProducer(config, stop), permanent
@@ -108,3 +127,11 @@ class ExactlyOnce:
     def close(self) -> None:
         """Voir Outputs."""
         self.producer.close()
+
+
+def answer_with(answer: "Future[T]", call: Callable[[], T]) -> None:
+    """``call()`` dans un autre fil : sa réponse, ou ce qu'il lève."""
+    try:
+        answer.set_result(call())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from confluent_kafka import Message
-from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
@@ -33,7 +32,6 @@ from commun.group_member import GroupMember, Owned
 from commun.group_positions import SOURCE, offsets_option, reset_option
 from commun.kafka import (
     DEAD_LETTER_BYTES,
-    DEAD_LETTER_TOPIC,
     Config,
     Headers,
     client_config,
@@ -42,7 +40,7 @@ from commun.kafka import (
     place,
 )
 from commun.outputs import AtLeastOnce, ExactlyOnce, Outputs
-from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG, VALID_TOPIC
+from exercice2.topic import TOPIC, VALID_TOPIC, letters, stream, topic_options
 from exercice2.work import ON_ERROR, Done, do_work, load_work
 
 log = logging.getLogger("pipeline")
@@ -229,6 +227,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--max-attempts", type=positive(), default=5, help="essais d'un travail qui peut réussir plus tard")
     parser.option("--on-error", choices=ON_ERROR, default="stop",
                   help="si le travail se trompe (erreur imprévue) : arrêter, réessayer d'abord, ou ranger")  # fmt: skip
+    topic_options(parser)
     return parser.parse(argv)
 
 
@@ -249,9 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     producer_config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topics(
         config,
-        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(args.output, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+        stream(args, args.topic),
+        stream(args, args.output),
+        letters(args, f"{args.topic}-dlq"),
     )
     try:
         outputs = open_outputs(args, producer_config, stop)

@@ -62,7 +62,7 @@ class Deliveries:
             f"client, délai p50 {self.percentile(0.5)} ms, p99 {self.percentile(0.99)} ms"
         )
 
-    def spread(self, partitions: int) -> str:
+    def spread(self) -> str:
         """Confirmées dans chaque partition : ``p0 497, p1 503…``."""
-        numbers = sorted({*range(partitions), *self.partitions})
+        numbers = range(max(self.partitions, default=-1) + 1)
         return ", ".join(f"p{number} {french_number(self.partitions[number])}" for number in numbers)

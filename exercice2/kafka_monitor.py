@@ -27,20 +27,19 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 from confluent_kafka import Message, TopicPartition
-from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
-from commun.kafka import DEAD_LETTER_TOPIC, Config, client_config, count_partitions, ensure_topics
+from commun.kafka import Config, client_config, count_partitions, ensure_topics
 from commun.outputs import ExactlyOnce
 from commun.topics import bounds
 from exercice2.fenetres.counting import Reading
 from exercice2.fenetres.merging import Merging
 from exercice2.fenetres.published import alert_option
 from exercice2.fenetres.screen import Numbers, Screen
-from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+from exercice2.topic import TOPIC, letters, single, stream, topic_options
 
 log = logging.getLogger("pipeline")
 
@@ -224,6 +223,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--once", action="store_true", help="lit le topic jusqu'au bout, puis s'arrête")
     parser.option("--format", choices=("table", "json"),
                   help="tableau vivant ou lignes JSON ; par défaut table dans un terminal, sinon json")  # fmt: skip
+    topic_options(parser)
     args = parser.parse(argv)
     args.format = args.format or ("table" if sys.stdout.isatty() else "json")
     if args.slide_ms is None and args.grace_ms:
@@ -262,11 +262,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     producer = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topics(
         config,
-        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(args.partials, 1, REPLICATION_FACTOR, config=PARTIAL_TOPIC),
-        NewTopic(args.output, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(args.alerts, 1, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(args.dead_letters, 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
+        stream(args, args.topic),
+        single(args, args.partials, PARTIAL_TOPIC),
+        stream(args, args.output),
+        single(args, args.alerts),
+        letters(args, args.dead_letters),
     )
     args.partitions = count_partitions(config, args.topic)
     if args.partitions > MOST_PARTITIONS:

@@ -23,14 +23,12 @@ from pathlib import Path
 
 import msgspec
 from confluent_kafka import KafkaError, Message
-from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Aborted, Positions
 from commun.kafka import (
     DEAD_LETTER_BYTES,
-    DEAD_LETTER_TOPIC,
     Config,
     client_config,
     dead_letter_headers,
@@ -38,7 +36,7 @@ from commun.kafka import (
 )
 from exercice2.deliveries import Deliveries
 from exercice2.sources import CsvFile, Generated, Item, Pace, Saved, Source
-from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+from exercice2.topic import TOPIC, letters, single, stream, topic_options
 from exercice2.transactions import to_json
 
 log = logging.getLogger("pipeline")
@@ -177,11 +175,11 @@ def finish(sender: Sender, topic: str) -> None:
     """Le bilan ; PipelineError si tout n'est pas parti et confirmé."""
     log.info("Terminé : %s, dans %s.", sender.deliveries, topic)
     if sender.deliveries.partitions:
-        log.info("Par partition : %s.", sender.deliveries.spread(PARTITIONS))
+        log.info("Par partition : %s.", sender.deliveries.spread())
     if left := sender.left():
         raise PipelineError(
-            f"Arrêté avant la fin : {french_number(left)} transactions ne sont pas confirmées. "
-            "Relancez la même commande, elles partiront."
+            f"Arrêté avant la fin : {french_number(left)} transactions ne sont pas confirmées : relancez la même "
+            "commande, elles partiront."
         )
     if isinstance(sender.source, CsvFile) and sender.source.unfinished and sender.args.count is None:
         raise PipelineError(
@@ -205,6 +203,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--seed", type=positive(zero=True), help="graine de --generate : la même reprend la même suite")
     parser.option("--disorder", type=positive(float, zero=True), default=0.0,
                   help="avec --generate, livre dans le désordre, jusqu'à S secondes de retard")  # fmt: skip
+    topic_options(parser)
     args = parser.parse(argv)
     if not args.generate and (args.seed is not None or args.disorder):
         parser.error("--seed et --disorder vont avec --generate")
@@ -228,9 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
     ensure_topics(
         config,
-        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
-        NewTopic(f"{args.topic}-dlq", 1, REPLICATION_FACTOR, config=DEAD_LETTER_TOPIC),
-        NewTopic(f"{args.topic}-positions", 1, REPLICATION_FACTOR, config=POSITIONS_CONFIG),
+        stream(args, args.topic),
+        letters(args, f"{args.topic}-dlq"),
+        single(args, f"{args.topic}-positions", POSITIONS_CONFIG),
     )
     source = open_source(args)
     log.info("Envoi de %s vers %s.", source.name, args.topic)

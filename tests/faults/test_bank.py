@@ -270,7 +270,17 @@ def test_partitions_added(bank_lab: BankLab) -> None:
     settled(admin().create_partitions([NewPartitions(bank_lab.topic, 3)]))
     bank_lab.run("kafka_monitor", "--once", *monitor_options)
     rows = [json.loads(message.value() or b"") for message in bank_lab.messages(bank_lab.windows)]
-    assert [(row["fin"][11:19], row["nombre"]) for row in rows] == [("00:01:00", 1), ("00:02:00", 2)]
+    assert sorted((row["fin"][11:19], row["nombre"]) for row in rows) == [("00:01:00", 1), ("00:02:00", 2)]
+
+
+def test_one_copy_is_told(bank_lab: BankLab) -> None:
+    """Un topic qui n'a qu'une copie se dit, et s'écrit tout de même ; un topic où rien ne s'écrit aussi."""
+    said = bank_lab.generate(100, "--replication-factor", "1", "--partitions", "2")
+    assert f"Le topic {bank_lab.topic} n'a que 1 copie(s)" in said
+    assert len(bank_lab.messages(bank_lab.topic)) == 100
+    assert len(admin().list_topics(bank_lab.topic, 10).topics[bank_lab.topic].partitions) == 2
+    settled(admin().create_topics([NewTopic(bank_lab.output, 1, 1, config={"min.insync.replicas": "2"})]))
+    assert "Rien ne peut s'écrire" in bank_lab.run("consumer_resilient", "--idle-timeout", "1", code=1)
 
 
 # --- Comment ils finissent ---
@@ -353,11 +363,11 @@ def test_settings_that_cannot_be(bank_lab: BankLab, name: str, value: str, said:
 
 
 def test_a_monitor_that_fails_early_ends(bank_lab: BankLab) -> None:
-    """Une faute avant la première attribution : le moniteur finit, code 1."""
+    """Une faute dès les premiers messages : le moniteur finit, code 1."""
     create(bank_lab.topic)
     send(bank_lab.topic, *many("a", 3))
     name = f"{bank_lab.topic}-{uuid.uuid4().hex[:4]}"
-    create(f"{name}-partiels")
+    bank_lab.run("kafka_monitor", "--once", "--group", name)
     send(f"{name}-partiels", b"ceci n'est pas un compte")
     assert "Erreur imprévue" in bank_lab.run("kafka_monitor", "--once", "--group", name, code=1, timeout=60)
 

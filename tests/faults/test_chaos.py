@@ -41,7 +41,7 @@ def test_two_brokers_down(bank_lab: BankLab) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_lost_nothing_twice(stack: None, tmp_path: Path, seed: int) -> None:
     """Brokers, consommateurs et producteur tués, gelés, déplacés : tout est sorti une fois, dans l'ordre."""
-    scripts = Scripts("exercice2", "chaos-", {"LOG_LEVEL": "info"})
+    scripts = Scripts("exercice2/verification", "chaos-", {"LOG_LEVEL": "info"})
     said = scripts.run("chaos", "--seconds", SECONDS, "--seed", str(seed), "--logs", str(tmp_path), timeout=500)
     assert "Chaque transaction confirmée est sortie une fois, dans l'ordre ; chaque fenêtre une fois, juste." in said
     assert "Deux brokers tués" in said

@@ -347,7 +347,7 @@ def live(seed: int) -> str:
         for module, changes in (
             (group_member, common | {"Message": Message, "time": now}),
             (group_positions, common | {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
-            (outputs, common),
+            (outputs, common | {"Thread": OneThread}),
             (exactly_once, common | {"Thread": OneThread, "time": now}),
         ):
             patched.enter_context(mock.patch.multiple(module, **changes))

@@ -62,7 +62,7 @@ def keep_partitions(self: Any, consumer: Any, partitions: Any) -> None:
         self.owned.pop(one.partition, None)
 
 
-def no_mistrust(self: Any, topic: str) -> bool:
+def no_mistrust(self: Any, topic: str, topic_id: str) -> bool:
     """Ce qui est déjà publié ne compte pas."""
     return False
 

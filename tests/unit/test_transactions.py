@@ -166,4 +166,4 @@ def test_deliveries() -> None:
     deliveries.on_stats(json.dumps({"name": "p#1", "brokers": {"1": {"txretries": 2}, "2": {"txretries": 3}}}))
     assert "7 envoyées, 3 confirmées, 0 en attente, 4 reparties, 2 lettres mortes, 5 renvois" in str(deliveries)
     assert (deliveries.percentile(0.5), deliveries.percentile(0.99)) == (10, 90)
-    assert deliveries.spread(3) == "p0 1, p1 2, p2 0"
+    assert deliveries.spread() == "p0 1, p1 2"
