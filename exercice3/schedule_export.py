@@ -23,7 +23,6 @@ lot écrivent les mêmes octets. Aucune vente n'est récrite.
 import argparse
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -119,21 +118,16 @@ def finish_lot(database: Database[Document], lot: Document, folder: Path) -> int
     content, lines = lots.to_csv(read_lot(database, lot))
     path = folder / lots.name_of(lot["_id"], lot["arrivages"])
     manifest = lots.write(path, [(content, lines)])
-    end = {"termine": True, "manifeste": manifest, "dossier": place_of(folder)}
+    end = {"termine": True, "manifeste": manifest, "dossier": str(folder.resolve())}
     database.lots_export.update_one({"_id": lot["_id"], "termine": False}, {"$set": end})
     log.info("%s : %d ventes exportées.", manifest["fichier"], lines)
     return lines
 
 
-def place_of(folder: Path) -> str:
-    """Où va un fichier : machine et dossier."""
-    return f"{socket.gethostname()}:{folder.resolve()}"
-
-
 def warn_other_folder(database: Database[Document], folder: Path) -> None:
     """Dit que le dernier lot est allé dans un autre dossier : pg.py doit les lire tous."""
     last = database.lots_export.find_one({"dossier": {"$ne": None}}, sort=[("_id", -1)])
-    if last and last["dossier"] != place_of(folder):
+    if last and last["dossier"] != str(folder.resolve()):
         log.warning(
             "Le lot %d est dans %s ; les suivants iront dans %s. Pour en refaire un ici : --lot %d.",
             last["_id"], last["dossier"], folder, last["_id"],

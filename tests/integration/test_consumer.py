@@ -10,9 +10,10 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from pymongo import MongoClient
 
 from commun.kafka import admin_config, client_config
-from commun.settings import setting
+from commun.settings import mongo_uri, setting
 from tests.conftest import services
 from tests.lab import Lab, expected, ids, wait_until
+from tests.wire import MongoWire
 
 
 @contextmanager
@@ -83,6 +84,20 @@ def test_reading_and_writing_is_enough(lab: Lab) -> None:
         finally:
             client["ventes_db"].command("dropUser", "simple")
     assert lab.in_files() == ids(expected(20))
+
+
+def test_a_prepared_collection_is_left_alone(lab: Lab) -> None:
+    """Une fois la collection préparée, plus rien ne demande de droit de créer ou de changer : sur le fil."""
+    lab.produce(10)
+    lab.run("consumer", "--prepare")
+    port = setting("PORT_MONGO")
+    with MongoWire(int(port)) as wire:
+        env = {"MONGO_URI": mongo_uri().replace(f":{port}/", f":{wire.port}/")}
+        lab.run("consumer", "--max-messages", "10", env=env)
+        lab.run("schedule_export", "--once", env=env)
+    asked = {next(iter(command)) for command in wire.commands}
+    assert {"insert", "find", "update", "listCollections"} <= asked
+    assert not asked & {"create", "collMod", "createIndexes", "dropIndexes"}
 
 
 @pytest.mark.parametrize("script", ["consumer", "schedule_export"])

@@ -389,7 +389,6 @@ def live(seed: int) -> str:
             schedule_export, "_try", lambda database, lot, folder, _: schedule_export.finish_lot(database, lot, folder)
         ),
         mock.patch.object(schedule_export, "datetime", mock.Mock(now=lambda _: NOW)),
-        mock.patch.object(schedule_export, "place_of", return_value=""),
     ]
     for patch in patches:
         patch.start()
