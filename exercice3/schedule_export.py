@@ -41,7 +41,7 @@ from exercice3 import lots
 from exercice3.arrivages import IN_SIZE, sweep
 from exercice3.collection import Document, account_error, explain, open_client, open_database
 from exercice3.history import export_again, export_full, finish_former_lot, say_foreign
-from exercice3.lot_content import MissingVentesError, read_lot
+from exercice3.lot_content import MissingVentesError, read_lot, to_csv
 
 log = logging.getLogger("pipeline")
 
@@ -115,7 +115,7 @@ def mark(database: Database[Document], lot: Document) -> None:
 
 def finish_lot(database: Database[Document], lot: Document, folder: Path) -> int:
     """Écrit le fichier du lot, puis le déclare terminé ; peut se répéter sans effet."""
-    content, lines = lots.to_csv(read_lot(database, lot))
+    content, lines = to_csv(read_lot(database, lot))
     path = folder / lots.name_of(lot["_id"], lot["arrivages"])
     manifest = lots.write(path, [(content, lines)])
     end = {"termine": True, "manifeste": manifest, "dossier": str(folder.resolve())}
@@ -153,6 +153,14 @@ def export(database: Database[Document], args: argparse.Namespace, stop: Stop) -
     if not count:
         log.info("Rien de nouveau à exporter.")
     return True
+
+
+def keep_on(database: Database[Document], args: argparse.Namespace, stop: Stop) -> None:
+    """Un passage de plus ; un compte refusé en route se dit, et n'arrête pas les suivants."""
+    try:
+        export(database, args, stop)
+    except PipelineError as error:
+        log.warning("%s", error)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -219,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not done:
                 raise PipelineError("L'export n'a pas pu se faire : voyez ci-dessus, puis relancez.")
             return 0
-        every(args.every, lambda: export(database, args, stop), stop)
+        every(args.every, lambda: keep_on(database, args, stop), stop)
     log.info("Arrêt demandé : terminé.")
     return 0
 
