@@ -29,11 +29,12 @@ from pathlib import Path
 import psycopg2
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from psycopg2.extensions import connection as Connection
 
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.errors import PipelineError
-from commun.kafka import admin_config, client_config, connect, delete_topics
+from commun.kafka import admin_config, client_config, connect, delete_topics, ensure_topics
 from commun.settings import LOCAL_HOST, ROOT, postgres_dsn, refuse_elsewhere, setting
 from commun.systems import ask_to_stop, own_group
 from commun.topics import read_topic
@@ -50,6 +51,7 @@ TOPIC = f"mesure-{uuid.uuid4().hex[:8]}"
 LOT_SIZE = 5000
 BATCH = 1000
 E2E_RATE, E2E_SECONDS = 500, 20
+READY_SECONDS = 10.0
 UPSERT = """
     INSERT INTO ventes (id, produit, region, montant, date_vente)
     SELECT id, produit, region, montant, date_vente FROM nu ORDER BY id
@@ -130,6 +132,8 @@ def measure(count: int, folder: Path) -> dict[str, tuple[float, float]]:
     wipe()
     seconds: dict[str, tuple[float, float]] = {}
     options = ["--topic", TOPIC, "--log-level", "error"]
+    bare = NewTopic(f"{TOPIC}-nu", producer.PARTITIONS, producer.REPLICATION_FACTOR, config=producer.TOPIC_CONFIG)
+    ensure_topics(client_config({}), bare)
     made = timed(lambda: producer.main([*options, "--count", str(count), "--rate", "0", "--seed", str(SEED)]))
     seconds["producer.py"] = made, timed(lambda: produce(ventes))
     naked = timed(lambda: consume(count))
@@ -171,14 +175,14 @@ def delays(folder: Path) -> list[float]:
     count = E2E_RATE * E2E_SECONDS
     names = {"VENTES_TOPIC": TOPIC, "VENTES_GROUP": f"{TOPIC}-{uuid.uuid4().hex}", "EXPORT_DIR": str(folder)}
     sending = ("producer", "--rate", str(E2E_RATE), "--count", str(count), "--seed", str(SEED))
-    commands = [sending, ("consumer",), ("schedule_export", "--every", "1"), ("pg", "--watch", "--every", "0.5")]
-    scripts = [
-        subprocess.Popen(
-            [sys.executable, f"{name}.py", *options], cwd=ROOT / "exercice3", env=os.environ | names,
-            stderr=subprocess.DEVNULL, **own_group(),
-        )
-        for name, *options in commands
-    ]  # fmt: skip
+    commands = [("consumer",), ("schedule_export", "--every", "1"), ("pg", "--watch", "--every", "0.5"), sending]
+    scripts: list[subprocess.Popen[bytes]] = []
+    for name, *options in commands:
+        if name == "producer":
+            time.sleep(READY_SECONDS)  # les autres ont démarré, et le consommateur a ses partitions
+        command = [sys.executable, f"{name}.py", *options]
+        quiet = {"stderr": subprocess.DEVNULL, **own_group()}
+        scripts.append(subprocess.Popen(command, cwd=ROOT / "exercice3", env=os.environ | names, **quiet))
     try:
         readable = watch(count)
     finally:
@@ -213,6 +217,9 @@ def watch(count: int) -> dict[str, float]:
 def wipe() -> None:
     """Vide la base MongoDB des mesures."""
     with open_client() as mongo:
+        database = mongo["mesure"]
+        for name in database.list_collection_names():
+            database[name].delete_many({})  # d'abord : SecantusDB efface une collection pleine bien moins vite
         mongo.drop_database("mesure")
 
 

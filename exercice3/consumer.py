@@ -20,7 +20,7 @@ import argparse
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -56,7 +56,7 @@ BATCH_BYTES = 8_000_000  # un message peut peser 1 Mo
 READ_SIZE = 100
 BATCH_SECONDS = 0.5  # un lot incomplet n'attend pas plus
 ASSIGNED_SECONDS = 60.0  # sans partition au bout de ce temps, il n'y en a pas pour nous
-COMMIT_SECONDS = 5.0  # ce que l'arrêt laisse à Kafka pour valider la dernière position
+STOP_SECONDS = 5.0  # ce que l'arrêt laisse à Kafka pour valider la dernière position, puis pour quitter le groupe
 RETRY_SECONDS = (0.5, 1, 2, 5)  # attentes successives quand MongoDB ne répond pas ; la dernière se répète
 REPORT_SECONDS = 5.0
 
@@ -178,10 +178,7 @@ def bury(producer: Producer, topic: str, rejected: Rejected, stop: Stop) -> bool
 
 
 def commit(consumer: Consumer, messages: list[Message], stop: Stop) -> None:
-    """Valide la position qui suit le dernier message de chaque partition.
-
-    Kafka absent, attend son retour ; l'arrêt n'attend pas plus de COMMIT_SECONDS.
-    """
+    """Valide la position qui suit le dernier message de chaque partition."""
     following = {message.partition(): place(message, 1) for message in messages}
 
     def ask() -> None:
@@ -192,11 +189,19 @@ def commit(consumer: Consumer, messages: list[Message], stop: Stop) -> None:
             reason = error.args[0].name() if isinstance(error, KafkaException) else error
             log.info("Position non validée (%s) : ces messages seront relus sans doublon.", reason)
 
-    asking = threading.Thread(target=ask, daemon=True)  # commit n'a pas de délai : un fil à part, et Ctrl-C est entendu
-    asking.start()
-    left = COMMIT_SECONDS
-    while asking.is_alive() and left > 0:
-        asking.join(0.1)
+    wait_for(ask, stop)
+
+
+def wait_for(call: Callable[[], object], stop: Stop) -> None:
+    """Attend la fin de ``call``, que Kafka absent ou gelé fait durer ; l'arrêt n'attend pas plus de STOP_SECONDS.
+
+    ``commit`` et ``close`` n'ont pas de délai : dans un fil à part, Ctrl-C est entendu.
+    """
+    calling = threading.Thread(target=call, daemon=True)
+    calling.start()
+    left = STOP_SECONDS
+    while calling.is_alive() and left > 0:
+        calling.join(0.1)
         left -= 0.1 if stop else 0
 
 
@@ -319,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             consumer.subscribe([args.topic], on_assign=assigned)
             consume(consumer, sink, args, stop, assigned)
         finally:
-            consumer.close()  # quitte le groupe tout de suite : un autre membre prend la suite
+            wait_for(consumer.close, stop)  # quitte le groupe tout de suite : un autre membre prend la suite
     log.info("Terminé : %s.", sink.counts)
     return 0
 

@@ -11,7 +11,7 @@ from commun.errors import PipelineError
 from exercice3 import lots
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, to_row
-from exercice3.lot_content import READ_SIZE, MissingVentesError, read_former_lot, read_lot
+from exercice3.lot_content import READ_SIZE, MissingVentesError, read_former_lot, read_lot, to_csv
 from exercice3.ventes import InvalidVente
 
 log = logging.getLogger("pipeline")
@@ -26,7 +26,7 @@ def export_again(database: Database[Document], folder: Path, number: int) -> Non
         rows = read_lot(database, lot) if "arrivages" in lot else read_former_lot(database, number)
     except (MissingVentesError, InvalidVente) as error:
         raise PipelineError(f"Le lot {number} ne peut pas être refait : {error}.") from error
-    content, lines = lots.to_csv(rows)
+    content, lines = to_csv(rows)
     if lots.digest(content) != lot["manifeste"]["sha256"]:
         raise PipelineError(f"Le lot {number} ne peut pas être refait : ses ventes ont changé dans MongoDB.")
     lots.write(folder / lot["manifeste"]["fichier"], [(content, lines)])
@@ -46,10 +46,10 @@ def export_full(database: Database[Document], folder: Path) -> None:
                 foreign[str(vente["_id"])] = str(error)
 
     def parts() -> Iterator[lots.Part]:
-        yield lots.to_csv((), versions=versions)  # l'en-tête, même sans vente
+        yield to_csv((), versions=versions)  # l'en-tête, même sans vente
         found = rows()
         while part := list(islice(found, READ_SIZE)):
-            yield lots.to_csv(part, header=False, versions=versions)
+            yield to_csv(part, header=False, versions=versions)
 
     manifest = lots.write(folder / lots.FULL_NAME, parts())
     say_foreign(foreign)
@@ -68,7 +68,7 @@ def finish_former_lot(database: Database[Document], lot: Document, folder: Path)
     for start in range(0, len(ids), IN_SIZE):
         wanted = {"_id": {"$in": ids[start : start + IN_SIZE]}}
         database.ventes.update_many(wanted, {"$set": {"lot_export": number}}, bypass_document_validation=True)
-    content, lines = lots.to_csv(read_former_lot(database, number, set(ids)))
+    content, lines = to_csv(read_former_lot(database, number, set(ids)))
     manifest = lots.write(folder / lots.name_of(number, ids), [(content, lines)])
     change = {"$set": {"termine": True, "manifeste": manifest}, "$unset": {"ventes": ""}}
     database.lots_export.update_one({"_id": number}, change)

@@ -1,12 +1,15 @@
-"""Ce que contient un lot, lu dans MongoDB : pour l'écrire, et pour le refaire octet pour octet tant qu'il y est."""
+"""Ce que contient un lot : lu dans MongoDB, mis en CSV ; le même lot donne toujours les mêmes octets."""
 
 import logging
+from collections.abc import Iterable
 
+import pandas as pd
 from pymongo.database import Database
 
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, to_row
-from exercice3.ventes import InvalidVente
+from exercice3.lots import Part
+from exercice3.ventes import FIELDS, VERSION_FIELDS, InvalidVente
 
 log = logging.getLogger("pipeline")
 
@@ -38,3 +41,18 @@ def read_former_lot(database: Database[Document], number: int, ids: set[str] | N
     """Lignes CSV d'un lot de la version d'avant ; ``ids`` : ses ventes, et elles seules."""
     found = database.ventes.find({"lot_export": number, "arrivage": None})
     return [to_row(vente) for vente in found if ids is None or vente["_id"] in ids]
+
+
+# --- En CSV ---
+
+
+def to_csv(rows: Iterable[tuple[str, ...]], *, header: bool = True, versions: bool | None = None) -> Part:
+    """Octets et nombre des ventes, triées par identifiant et version : le même lot donne toujours les mêmes.
+
+    ``versions`` : avec les colonnes version et annulee ; non précisé, s'il y a au moins une correction.
+    """
+    frame = pd.DataFrame(rows, columns=[*FIELDS, *VERSION_FIELDS], dtype="object")
+    frame = frame.sort_values(["id", "version"], key=lambda c: c.astype("int64") if c.name == "version" else c)
+    if not (versions if versions is not None else bool((frame["version"] != "1").any())):
+        frame = frame[list(FIELDS)]
+    return frame.to_csv(index=False, header=header, lineterminator="\n").encode("utf-8"), len(frame)

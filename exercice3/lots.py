@@ -15,10 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pandas as pd
-
 from commun.systems import publish, reason
-from exercice3.ventes import FIELDS, VERSION_FIELDS
 
 FULL_NAME = "ventes_data.csv"  # tout l'historique : ce n'est pas un lot
 MANIFESTS = "ventes_[0-9]*.json"
@@ -87,18 +84,6 @@ def open_file(manifest: Manifest) -> BinaryIO:
         return manifest.path.open("rb")
     except OSError as error:
         raise BadFile(f"fichier illisible ({reason(error)})") from error
-
-
-def to_csv(rows: Iterable[tuple[str, ...]], *, header: bool = True, versions: bool | None = None) -> Part:
-    """Octets et nombre des ventes, triées par identifiant et version : le même lot donne toujours les mêmes.
-
-    ``versions`` : avec les colonnes version et annulee ; non précisé, s'il y a au moins une correction.
-    """
-    frame = pd.DataFrame(rows, columns=[*FIELDS, *VERSION_FIELDS], dtype="object")
-    frame = frame.sort_values(["id", "version"], key=lambda c: c.astype("int64") if c.name == "version" else c)
-    if not (versions if versions is not None else bool((frame["version"] != "1").any())):
-        frame = frame[list(FIELDS)]
-    return frame.to_csv(index=False, header=header, lineterminator="\n").encode("utf-8"), len(frame)
 
 
 def digest(content: bytes) -> str:

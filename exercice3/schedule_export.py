@@ -23,7 +23,6 @@ lot écrivent les mêmes octets. Aucune vente n'est récrite.
 import argparse
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -42,7 +41,7 @@ from exercice3 import lots
 from exercice3.arrivages import IN_SIZE, sweep
 from exercice3.collection import Document, account_error, explain, open_client, open_database
 from exercice3.history import export_again, export_full, finish_former_lot, say_foreign
-from exercice3.lot_content import MissingVentesError, read_lot
+from exercice3.lot_content import MissingVentesError, read_lot, to_csv
 
 log = logging.getLogger("pipeline")
 
@@ -116,24 +115,19 @@ def mark(database: Database[Document], lot: Document) -> None:
 
 def finish_lot(database: Database[Document], lot: Document, folder: Path) -> int:
     """Écrit le fichier du lot, puis le déclare terminé ; peut se répéter sans effet."""
-    content, lines = lots.to_csv(read_lot(database, lot))
+    content, lines = to_csv(read_lot(database, lot))
     path = folder / lots.name_of(lot["_id"], lot["arrivages"])
     manifest = lots.write(path, [(content, lines)])
-    end = {"termine": True, "manifeste": manifest, "dossier": place_of(folder)}
+    end = {"termine": True, "manifeste": manifest, "dossier": str(folder.resolve())}
     database.lots_export.update_one({"_id": lot["_id"], "termine": False}, {"$set": end})
     log.info("%s : %d ventes exportées.", manifest["fichier"], lines)
     return lines
 
 
-def place_of(folder: Path) -> str:
-    """Où va un fichier : machine et dossier."""
-    return f"{socket.gethostname()}:{folder.resolve()}"
-
-
 def warn_other_folder(database: Database[Document], folder: Path) -> None:
     """Dit que le dernier lot est allé dans un autre dossier : pg.py doit les lire tous."""
     last = database.lots_export.find_one({"dossier": {"$ne": None}}, sort=[("_id", -1)])
-    if last and last["dossier"] != place_of(folder):
+    if last and last["dossier"] != str(folder.resolve()):
         log.warning(
             "Le lot %d est dans %s ; les suivants iront dans %s. Pour en refaire un ici : --lot %d.",
             last["_id"], last["dossier"], folder, last["_id"],
@@ -159,6 +153,14 @@ def export(database: Database[Document], args: argparse.Namespace, stop: Stop) -
     if not count:
         log.info("Rien de nouveau à exporter.")
     return True
+
+
+def keep_on(database: Database[Document], args: argparse.Namespace, stop: Stop) -> None:
+    """Un passage de plus ; un compte refusé en route se dit, et n'arrête pas les suivants."""
+    try:
+        export(database, args, stop)
+    except PipelineError as error:
+        log.warning("%s", error)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -225,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not done:
                 raise PipelineError("L'export n'a pas pu se faire : voyez ci-dessus, puis relancez.")
             return 0
-        every(args.every, lambda: export(database, args, stop), stop)
+        every(args.every, lambda: keep_on(database, args, stop), stop)
     log.info("Arrêt demandé : terminé.")
     return 0
 

@@ -53,7 +53,7 @@ LIBPQ = {
     "PGSYSCONFDIR": "libpq y cherche les services de PGSERVICE",
     "PGPASSFILE": "libpq y cherche les mots de passe qui ne sont ni dans .env ni dans PGPASSWORD",
     "PGREQUIREAUTH": "libpq refuse les serveurs qui n'authentifient pas de cette façon",
-    "PGCLIENTENCODING": "change l'encodage des connexions de pg.py, que les fichiers exportés ont en UTF-8",
+    "PGCLIENTENCODING": "change l'encodage de psql et de vos programmes ; pg.py et l'aperçu demandent UTF-8",
     "PGOPTIONS": "ces options partent à l'ouverture de chaque connexion de pg.py, reconcile.py et de l'aperçu",
     "PGCONNECT_TIMEOUT": "secondes que libpq laisse à une connexion pour s'ouvrir",
     "PGLOADBALANCEHOSTS": "l'ordre dans lequel libpq essaie les adresses d'un serveur",

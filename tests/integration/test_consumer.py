@@ -10,9 +10,10 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from pymongo import MongoClient
 
 from commun.kafka import admin_config, client_config
-from commun.settings import setting
+from commun.settings import mongo_uri, setting
 from tests.conftest import services
 from tests.lab import Lab, expected, ids, wait_until
+from tests.wire import MongoWire
 
 
 @contextmanager
@@ -85,6 +86,20 @@ def test_reading_and_writing_is_enough(lab: Lab) -> None:
     assert lab.in_files() == ids(expected(20))
 
 
+def test_a_prepared_collection_is_left_alone(lab: Lab) -> None:
+    """Une fois la collection préparée, plus rien ne demande de droit de créer ou de changer : sur le fil."""
+    lab.produce(10)
+    lab.run("consumer", "--prepare")
+    port = setting("PORT_MONGO")
+    with MongoWire(int(port)) as wire:
+        env = {"MONGO_URI": mongo_uri().replace(f":{port}/", f":{wire.port}/")}
+        lab.run("consumer", "--max-messages", "10", env=env)
+        lab.run("schedule_export", "--once", env=env)
+    asked = {next(iter(command)) for command in wire.commands}
+    assert {"insert", "find", "update", "listCollections"} <= asked
+    assert not asked & {"create", "collMod", "createIndexes", "dropIndexes"}
+
+
 @pytest.mark.parametrize("script", ["consumer", "schedule_export"])
 def test_a_wrong_password_is_told(lab: Lab, script: str) -> None:
     """Le mot de passe est faux : c'est dit, et le script n'attend pas."""
@@ -93,7 +108,7 @@ def test_a_wrong_password_is_told(lab: Lab, script: str) -> None:
 
 
 def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
-    """La position ne peut pas être validée, Kafka est parti : Ctrl-C est entendu, et rien n'est perdu."""
+    """La position ne peut pas être validée, Kafka est gelé : Ctrl-C est entendu, et rien n'est perdu."""
     lab.produce(10)
     consumer = lab.start("consumer")
     wait_until(lambda: len(lab.in_mongo()) == 10, 60, lambda: consumer.text)
@@ -102,11 +117,13 @@ def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
         lab.produce(50)
         consumer.wait_for("j'attends, rien n'est perdu")
         for broker in ("kafka1", "kafka2", "kafka3"):
-            assert services("kill", broker).returncode == 0
+            assert services("pause", broker).returncode == 0
         assert services("restart", "mongodb").returncode == 0
         consumer.wait_for("MongoDB répond de nouveau")
-        assert consumer.stop(signal.SIGINT, timeout=40) == 0
+        assert consumer.stop(signal.SIGINT, timeout=30) == 0
     finally:
+        for broker in ("kafka1", "kafka2", "kafka3"):
+            services("resume", broker)
         assert services("up").returncode == 0
     lab.run("consumer", "--idle-timeout", "3")
     assert lab.in_mongo() == ids(expected(50))

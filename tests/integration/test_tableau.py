@@ -57,7 +57,7 @@ def insert(ventes: list[Vente]) -> None:
         "ON CONFLICT (id) DO UPDATE SET montant = excluded.montant"
     )
     with closing(psycopg2.connect(**postgres_dsn())) as connection, connection, connection.cursor() as cursor:
-        execute_values(cursor, statement, sorted(ventes), page_size=COUNT)
+        execute_values(cursor, statement, [vente[:5] for vente in sorted(ventes)], page_size=COUNT)
 
 
 @pytest.fixture

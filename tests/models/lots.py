@@ -24,7 +24,7 @@ from unittest import mock
 
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
-from exercice3 import arrivages, lots, schedule_export
+from exercice3 import arrivages, history, lots, schedule_export
 from exercice3.collection import key, to_document
 from exercice3.ventes import Vente
 from tests.models.histories import play
@@ -382,14 +382,14 @@ def live(seed: int) -> str:
         mock.patch.object(arrivages, "new_name", new_name),
         mock.patch.object(arrivages, "IN_SIZE", 2),
         mock.patch.object(arrivages, "SWEEP_SIZE", 2),
-        mock.patch.object(lots, "to_csv", to_csv),
+        mock.patch.object(schedule_export, "to_csv", to_csv),
+        mock.patch.object(history, "to_csv", to_csv),
         mock.patch.object(lots, "write", pipeline.write),
         mock.patch.object(schedule_export, "sweep", sweep),
         mock.patch.object(
             schedule_export, "_try", lambda database, lot, folder, _: schedule_export.finish_lot(database, lot, folder)
         ),
         mock.patch.object(schedule_export, "datetime", mock.Mock(now=lambda _: NOW)),
-        mock.patch.object(schedule_export, "place_of", return_value=""),
     ]
     for patch in patches:
         patch.start()

@@ -12,6 +12,7 @@ import schedule
 from commun.cli import Stop
 from commun.settings import exported_files
 from exercice3 import lots, schedule_export
+from exercice3.lot_content import to_csv
 
 ROWS = [("b", "P", "R", "1.00", "d", "1", "false"), ("a", "P", "R", "2.00", "d", "1", "false")]
 
@@ -19,11 +20,11 @@ ROWS = [("b", "P", "R", "1.00", "d", "1", "false"), ("a", "P", "R", "2.00", "d",
 def test_a_failed_write_leaves_no_draft(tmp_path: Path) -> None:
     """Le disque se remplit au milieu du fichier : rien n'en reste, et l'ancien est intact."""
     path = tmp_path / "ventes_000001_00000000.csv"
-    lots.write(path, [lots.to_csv(ROWS)])
+    lots.write(path, [to_csv(ROWS)])
     before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
 
     def full() -> Iterator[lots.Part]:
-        yield lots.to_csv(ROWS)
+        yield to_csv(ROWS)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
@@ -33,10 +34,10 @@ def test_a_failed_write_leaves_no_draft(tmp_path: Path) -> None:
 
 def test_the_same_sales_give_the_same_bytes() -> None:
     """L'ordre d'arrivée ne compte pas ; les versions se suivent comme des nombres."""
-    assert lots.to_csv(ROWS) == lots.to_csv(reversed(ROWS))
-    assert lots.to_csv(ROWS)[0].startswith(b"id,produit,region,montant,date_vente\na,P,R,2.00,d\n")
+    assert to_csv(ROWS) == to_csv(reversed(ROWS))
+    assert to_csv(ROWS)[0].startswith(b"id,produit,region,montant,date_vente\na,P,R,2.00,d\n")
     versions = [("a", "P", "R", "1", "d", version, "false") for version in ("10", "9", "1")]
-    assert [line.split(",")[5] for line in lots.to_csv(versions)[0].decode().split()[1:]] == ["1", "9", "10"]
+    assert [line.split(",")[5] for line in to_csv(versions)[0].decode().split()[1:]] == ["1", "9", "10"]
 
 
 def test_lots_are_listed_in_order(tmp_path: Path) -> None:
@@ -49,8 +50,8 @@ def test_lots_are_listed_in_order(tmp_path: Path) -> None:
 
 def test_reset_knows_what_the_export_writes(tmp_path: Path) -> None:
     """« make reset » efface ce que l'export écrit, et rien d'autre : lots, historique, brouillons d'un export tué."""
-    lots.write(tmp_path / lots.name_of(12, ["a", "b"]), [lots.to_csv(ROWS)])
-    lots.write(tmp_path / lots.FULL_NAME, [lots.to_csv(ROWS)])
+    lots.write(tmp_path / lots.name_of(12, ["a", "b"]), [to_csv(ROWS)])
+    lots.write(tmp_path / lots.FULL_NAME, [to_csv(ROWS)])
     (tmp_path / f".{lots.name_of(13, ['c'])}.0123abcd.tmp").touch()
     (tmp_path / "ventes_mars.csv").touch()
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in exported_files(tmp_path)} == {
