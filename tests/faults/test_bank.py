@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
@@ -224,6 +224,10 @@ def test_positions_erased(bank_lab: BankLab) -> None:
     bank_lab.generate(30)
     bank_lab.consume("--exactly-once")
     group = bank_lab.env["TRANSACTIONS_GROUP"]
+    consumer = Consumer(client_config({"group.id": group}))  # les dernières positions sont écrites : rien ne les rendra
+    numbers = [TopicPartition(bank_lab.topic, number) for number in range(PARTITIONS)]
+    wait_until(lambda: sum(max(0, one.offset) for one in consumer.committed(numbers, 20)) >= 30)
+    consumer.close()
     wait_until(lambda: _erased(group))
     assert "n'a plus de position" in bank_lab.run("consumer_resilient", "--exactly-once", code=1)
     assert Counter(bank_lab.ids(bank_lab.output)) == generated(30)

@@ -42,8 +42,8 @@ def test_consumer_killed_with_work_in_hand(lab: Lab) -> None:
     ensure_topics(client_config({}), NewTopic(lab.topic, PARTITIONS, 3))
     mixed = [[*map(to_json, ventes[start :: len(bad)]), letter] for start, letter in enumerate(bad)]
     lab.send_raw(*chain.from_iterable(mixed))
-    # Membre statique : celui qui renaît reprend ses partitions aussitôt, sans attendre la fin de session du mort.
-    env = lab.env | {"KAFKA_GROUP_INSTANCE_ID": "un"}
+    # Une session courte : celui qui renaît reprend vite les partitions du mort.
+    env = lab.env | {"KAFKA_SESSION_TIMEOUT_MS": "6000", "KAFKA_HEARTBEAT_INTERVAL_MS": "1000"}
     committed = 0
     with Killer(lab.folder, "consumer", env) as killer:
         for point, nth in CONSUMER_DEATHS:

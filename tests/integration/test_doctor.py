@@ -19,9 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from commun.kafka import client_config, ensure_topics
+from commun.kafka import admin_config, client_config
 from commun.settings import ROOT, bootstrap_servers, setting
 from services.stack import NAMES, PORT_VARIABLES
 from tests.conftest import services
@@ -235,7 +236,8 @@ def topic() -> Callable[..., str]:
     def create(partitions: int = 6, **config: str) -> str:
         name = f"ventes-doctor-{uuid.uuid4().hex[:8]}"
         settings = {"retention.ms": "-1"} | {key.replace("_", "."): text for key, text in config.items()}
-        ensure_topics(client_config({}), NewTopic(name, partitions, 3, config=settings))
+        admin = AdminClient(admin_config(client_config({})))  # et non ensure_topics, qui refuserait ceux-là
+        admin.create_topics([NewTopic(name, partitions, 3, config=settings)])[name].result(20)
         return name
 
     return create

@@ -179,7 +179,7 @@ def test_a_second_producer_is_slow_to_write(csv_lab: CsvLab) -> None:
         (["--nimporte"], {}, 2, "option ou argument inconnu"),
         (["--once", "absent.csv"], {}, 1, "absent.csv n'existe pas."),
         (["--once", "--key", "prix"], {}, 1, "il n'a pas de colonne « prix » (il a : id, nom)"),
-        (["--once"], {"KAFKA_TRANSACTIONAL_ID": "x"}, 1, "la garantie de ce script : retirez-la"),
+        (["--once"], {"KAFKA_TRANSACTIONAL_ID": "x"}, 1, "que le script décide"),
         (["--once"], {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, 1, "Kafka ne répond pas sur localhost:1 : démarrez"),
     ],
 )

@@ -90,6 +90,7 @@ def by_monitor(lab: BankLab, slide: str = "10") -> Rows:
 
 def test_compare_windows(bank_lab: BankLab) -> None:
     """compare_windows.py : les deux moteurs sont d'accord, retards compris ; il ne laisse ni Flink, ni topic."""
+    bank_lab.folder /= "verification"
     said = bank_lab.run("compare_windows", "--partitions", "1", "--by", "region", "--count", "3000", timeout=240)
     table = [line.split(None, 6) for line in said.splitlines() if line.startswith("1 ")]
     assert [(line[2], line[6]) for line in table] == [("HOP", "égales"), ("OVER", "égales")]

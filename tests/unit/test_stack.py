@@ -545,13 +545,15 @@ PREPARE_CONNECT, INIT_POSTGRES = install._prepare_connect, install._init_postgre
 
 def test_the_plugins_of_the_user_stay(new_stack: Stack, tmp_path: Path) -> None:
     """Les greffons que l'on a rangés près du nôtre survivent à « up » et à « reset » ; le nôtre est remplacé."""
-    jar = tmp_path / "connect-file-4.jar"
+    jar = tmp_path / "org/apache/kafka/connect-file/4/connect-file-4.jar"
+    jar.parent.mkdir(parents=True)
     jar.touch()
     (new_stack.plugins / "sous-dossier").mkdir(parents=True)
-    theirs = ("mon-greffon.jar", "connect-file-de-moi.jar", "sous-dossier/autre.jar")
-    for name in theirs:
+    theirs = ("mon-greffon.jar", "connect-file-de-moi.jar", "sous-dossier/autre.jar", "connect-file-lien.jar")
+    for name in theirs[:3]:
         (new_stack.plugins / name).touch()
-    (new_stack.plugins / "connect-file-3.jar").symlink_to(tmp_path / "disparu")
+    (new_stack.plugins / theirs[3]).symlink_to(tmp_path)
+    (new_stack.plugins / "connect-file-3.jar").symlink_to(tmp_path / "org/apache/kafka/connect-file/3/disparu")
     for _ in range(2):
         PREPARE_CONNECT(new_stack, [jar])
     assert everything(new_stack.plugins) == {*theirs, jar.name}
