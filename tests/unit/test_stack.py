@@ -552,7 +552,8 @@ def test_the_plugins_of_the_user_stay(new_stack: Stack, tmp_path: Path) -> None:
     theirs = ("mon-greffon.jar", "connect-file-de-moi.jar", "sous-dossier/autre.jar", "connect-file-lien.jar")
     for name in theirs[:3]:
         (new_stack.plugins / name).touch()
-    (new_stack.plugins / theirs[3]).symlink_to(tmp_path)
+    (tmp_path / "a-moi.jar").touch()
+    (new_stack.plugins / theirs[3]).symlink_to(tmp_path / "a-moi.jar")
     (new_stack.plugins / "connect-file-3.jar").symlink_to(tmp_path / "org/apache/kafka/connect-file/3/disparu")
     for _ in range(2):
         PREPARE_CONNECT(new_stack, [jar])
