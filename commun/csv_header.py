@@ -103,10 +103,9 @@ def _recognised(data: bytes, encoding: str) -> tuple[str, int]:
     """Encodage du fichier qui commence par ``data``, et octets de sa marque (BOM) : une marque l'emporte."""
     if data.startswith(codecs.BOM_UTF8):
         return "utf-8", len(codecs.BOM_UTF8)
-    if is_utf8(encoding) or encoding.startswith("utf-16"):
-        for mark, found in _UTF16.items():
-            if data.startswith(mark):
-                return found, len(mark)
+    for mark, found in _UTF16.items():
+        if data.startswith(mark):
+            return found, len(mark)
     return "utf-16-le" if encoding == "utf-16" else encoding, 0
 
 

@@ -412,3 +412,12 @@ def test_a_resumed_reading_of_utf16() -> None:
     for number, place in enumerate(chunk.boundaries):
         again = open_parser(header, Options(), place, list).feed(raw[place.offset :])
         assert again.values == chunk.values[number:]
+
+
+@pytest.mark.parametrize("asked", ["utf-8", "utf-16", "utf-16-be", "cp1252"])
+@pytest.mark.parametrize("real", ["utf-8-sig", "utf-16"])
+def test_a_mark_beats_the_option(asked: str, real: str) -> None:
+    """Un fichier dit lui-même son encodage par sa marque : elle l'emporte sur --encoding."""
+    header = read_header("id,été\n1,a\n".encode(real), Options(asked))
+    assert header is not None
+    assert (header.names, header.encoding) == (("id", "été"), "utf-16-le" if real == "utf-16" else "utf-8")
