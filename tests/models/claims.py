@@ -6,7 +6,6 @@ fil tourne à la fois ; à chaque appel du client Kafka, le hasard choisit qui c
 chaque ligne de chaque source est lisible une fois, dans l'ordre. ``python -m tests.models.claims 5000``.
 """
 
-import os
 import random
 import sys
 import threading
@@ -377,10 +376,4 @@ def live(seed: int) -> str:
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONHASHSEED") != "0":  # l'ordre des ensembles fait partie de la graine
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.models.claims", *sys.argv[1:]],
-            os.environ | {"PYTHONHASHSEED": "0"},
-        )
     play(live, "histoires")

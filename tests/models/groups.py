@@ -8,9 +8,7 @@ topic effacé, ou effacé avant d'être lu, une fois au plus. « python -m tests
 """
 
 import logging
-import os
 import random
-import sys
 from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -362,10 +360,4 @@ def live(seed: int) -> str:
 logging.getLogger("pipeline").setLevel(logging.CRITICAL)
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONHASHSEED") != "0":  # l'ordre des ensembles fait partie de la graine
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.models.groups", *sys.argv[1:]],
-            os.environ | {"PYTHONHASHSEED": "0"},
-        )
     play(live, "histoires")

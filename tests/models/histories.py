@@ -1,5 +1,6 @@
 """Jouer de nombreuses histoires d'un modèle, en parallèle, et dire lesquelles sont fausses."""
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,8 @@ def play(live: Callable[[int], str], word: str) -> None:
 
     ``live`` : d'une graine à ce qui n'y est pas allé, ou rien.
     """
+    if os.environ.get("PYTHONHASHSEED") != "0":  # l'ordre des ensembles fait partie de la graine
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     seeds = range(first, first + int(sys.argv[1]))
     with ProcessPoolExecutor() as pool:

@@ -9,7 +9,6 @@ dans un fichier terminé et un seul, un fichier n'a jamais deux contenus, et rie
 """
 
 import logging
-import os
 import random
 import sys
 import threading
@@ -413,10 +412,4 @@ def live(seed: int) -> str:
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONHASHSEED") != "0":  # l'ordre des ensembles fait partie de la graine
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.models.lots", *sys.argv[1:]],
-            os.environ | {"PYTHONHASHSEED": "0"},
-        )
     play(live, "histoires")
