@@ -347,7 +347,7 @@ class Follower:
             log.warning("%s n'a pas d'en-tête : celui d'avant (%s) sert encore.", self.path, ", ".join(names))
         elif current.header_changed:
             log.warning("%s : son en-tête a changé ; si c'était une ligne, « --on-header-change row ».", self.path)
-        log.info("%s : %d colonnes (%s), séparateur %r.", self.path, len(names), ", ".join(names), delimiter)
+        log.info("%s : colonnes %s ; séparateur %r.", self.path, ", ".join(names), delimiter)
 
     # --- Quel fichier ce nom désigne-t-il ? ---
 

@@ -103,7 +103,7 @@ def test_a_folder_and_new_files(csv_lab: CsvLab) -> None:
     (folder / "a.csv").rename(folder / "ancien.csv")
     csv_lab.write(HEADER + rows(100), folder / "a.csv")
     csv_lab.wait_for(202)
-    producer.wait_for("ancien.csv : 2 colonnes")
+    producer.wait_for("ancien.csv : colonnes")
     csv_lab.write(rows(101), folder / "ancien.csv")
     csv_lab.wait_for(203)
     assert producer.stop() == 0
