@@ -181,7 +181,7 @@ def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, s
 
 def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
     """Dit quels topics ne gardent pas deux copies ; PipelineError si rien ne peut y être écrit."""
-    free = {topic.topic for topic in created if topic.replication_factor < 1}  # leurs copies : ce que donne le cluster
+    new = {topic.topic for topic in created}
     deadline = time.monotonic() + ADMIN_SECONDS  # un topic à peine créé n'est pas encore connu de tous les brokers
     while names - (known := admin.list_topics(timeout=ADMIN_SECONDS).topics).keys() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -191,7 +191,7 @@ def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) 
             min((len(p.replicas) for p in partitions), default=3),
             int(settings["min.insync.replicas"]),
         )
-        if wanted > copies and name in free:  # ce cluster ne donne qu'une copie
+        if wanted > copies and name in new:  # ce cluster, ou --replication-factor, ne donne qu'une copie
             wanted = copies
             entry = ConfigEntry("min.insync.replicas", str(copies), incremental_operation=AlterConfigOpType.SET)
             lowered = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
