@@ -11,7 +11,7 @@ from tests.conftest import services
 from tests.lab import BankLab, Scripts, generated, wait_until
 
 SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "3").split(",")]
-SECONDS = os.environ.get("CHAOS_SECONDS", "40")
+SECONDS = os.environ.get("CHAOS_SECONDS", "60")
 
 
 def test_two_brokers_down(bank_lab: BankLab) -> None:
