@@ -274,9 +274,14 @@ class GroupMember:
         self.aborts += 1
         self.must_abort = False
         self.waiting.clear()
+        # Une validation dont la réponse s'est perdue a pu avoir lieu : c'est Kafka qui dit où l'on en est.
+        found = self.positions.committed(list(self.owned)) if self.owned else {}
         for owned in list(self.owned.values()):
-            self._own(owned.partition, owned.committed, owned.metadata, owned.topic_id)
-            self._move(owned.partition, owned.committed)
+            offset, topic_id, metadata = found.get(owned.partition, (-1, "", ""))
+            if offset < 0 or topic_id != owned.topic_id:
+                offset, metadata = owned.committed, owned.metadata
+            self._own(owned.partition, offset, metadata, owned.topic_id)
+            self._move(owned.partition, offset)
 
     def close(self) -> None:
         """Valide ce qui est fait et quitte le groupe."""
