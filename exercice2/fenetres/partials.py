@@ -263,9 +263,10 @@ class Merger:
 
     @property
     def position(self) -> Position:
-        """L'état juste avant ``low``."""
+        """L'état juste avant ``low`` ; ``next`` ne recule jamais : un arrêt en plein rejeu publierait deux fois."""
+        following = max(self._next, self.published)
         state = self._needed[0][2] if self._needed else None
         if state is None:
             marks = self.marks
-            return Position(self._next, marks.overall, dict(marks.by_partition), sorted(marks.idle))
-        return Position(self._next, state.overall, state.watermarks, state.idle)
+            return Position(following, marks.overall, dict(marks.by_partition), sorted(marks.idle))
+        return Position(following, state.overall, state.watermarks, state.idle)
