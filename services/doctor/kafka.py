@@ -16,7 +16,7 @@ from services.doctor.env_file import value
 from services.doctor.ports import reach_all
 from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem, refusal
 
-METADATA_SECONDS = 2.5
+METADATA_SECONDS = 4.0  # un contrôle en a cinq
 ADMIN_SECONDS = 3.0
 
 

@@ -132,7 +132,7 @@ def test_a_position_of_the_former_version(bank_lab: BankLab, tmp_path: Path) -> 
 def test_stopped_before_the_end(bank_lab: BankLab) -> None:
     """Arrêté avant la fin d'un fichier, le producteur dit ce qui reste, code 1."""
     producer = bank_lab.start("producer_resilient", "--rate", "50")
-    wait_until(lambda: bank_lab.topic in admin().list_topics(timeout=10).topics)
+    wait_until(lambda: bank_lab.topic in admin().list_topics(timeout=60).topics)
     wait_until(lambda: len(bank_lab.messages(bank_lab.topic)) > 20)
     assert producer.stop(signal.SIGINT) == 1
     sent = len(bank_lab.messages(bank_lab.topic))

@@ -80,7 +80,7 @@ def test_killed_in_a_loop(csv_lab: CsvLab) -> None:
         producer.wait_for("Surveillance")
         if number % 5 == 0:
             # Un fichier renommé sans avoir jamais été vu ne serait pas retrouvé : on attend qu'il le soit.
-            wait_until(lambda: not writer.turn.is_set() and seen(csv_lab) == csv_lab.path.stat().st_ino, 30)
+            wait_until(lambda: not writer.turn.is_set() and seen(csv_lab) == csv_lab.path.stat().st_ino, 60)
             writer.turn.set()
         time.sleep(dice.uniform(0.1, 1.0))
         assert producer.stop(signal.SIGKILL) == -signal.SIGKILL

@@ -104,7 +104,7 @@ def test_a_prepared_collection_is_left_alone(lab: Lab) -> None:
 def test_a_wrong_password_is_told(lab: Lab, script: str) -> None:
     """Le mot de passe est faux : c'est dit, et le script n'attend pas."""
     env = {"MONGO_PASSWORD": "faux"}
-    assert "refuse le compte ou son mot de passe" in lab.run(script, code=1, env=env, timeout=40)
+    assert "refuse le compte ou son mot de passe" in lab.run(script, code=1, env=env)
 
 
 def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
@@ -120,7 +120,7 @@ def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
             assert services("pause", broker).returncode == 0
         assert services("restart", "mongodb").returncode == 0
         consumer.wait_for("MongoDB répond de nouveau")
-        assert consumer.stop(signal.SIGINT, timeout=30) == 0
+        assert consumer.stop(signal.SIGINT, timeout=60) == 0
     finally:
         for broker in ("kafka1", "kafka2", "kafka3"):
             services("resume", broker)

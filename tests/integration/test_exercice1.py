@@ -144,7 +144,7 @@ def test_a_second_producer_takes_the_place_of_the_first(csv_lab: CsvLab) -> None
     second = csv_lab.start("producer")
     second.wait_for("colonnes")
     csv_lab.write(rows(2))
-    assert first.process.wait(30) == 1
+    assert first.process.wait(60) == 1
     assert "Un autre producer.py suit maintenant" in first.text
     csv_lab.wait_for(2)
     csv_lab.write(rows(3))
@@ -163,7 +163,7 @@ def test_a_second_producer_is_slow_to_write(csv_lab: CsvLab) -> None:
     csv_lab.wait_for(2)
     second = take_place(csv_lab.topic, str(csv_lab.path))
     csv_lab.write(rows(3))
-    assert first.process.wait(30) == 1
+    assert first.process.wait(60) == 1
     assert "Un autre producer.py suit maintenant" in first.text
     second.producer.write(second.topic, b"", b"essai")
     second.producer.commit()  # le premier ne lui a pas repris la place

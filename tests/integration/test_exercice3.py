@@ -246,7 +246,7 @@ def test_export_runs_on_schedule_until_stopped(lab: Lab) -> None:
     script.wait_for("10 ventes exportées")
     lab.produce(20)
     lab.consume(20)
-    wait_until(lambda: lab.in_files().total() == 20, 30, lambda: script.text)
+    wait_until(lambda: lab.in_files().total() == 20, 60, lambda: script.text)
     assert script.stop(signal.SIGINT) == 0
 
 

@@ -45,7 +45,7 @@ def connect(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     )  # fmt: skip
     for _ in range(40):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             if error.code not in (404, 409):  # Connect se rééquilibre
@@ -182,7 +182,10 @@ def test_f6_smaller_file(tried: Experiments) -> None:
         for process in psutil.process_iter(["cmdline"])
         if {"connect.properties", f"-Dpipeline={Stack().data}"} <= set(process.info["cmdline"] or ())
     ]
-    assert worker.cpu_percent(2) > 50
+    # Au repos, Connect prend un centième de cœur : une demi-seconde en une minute. Sur une machine chargée, la tâche
+    # folle n'a pas tout son cœur, mais elle prend tout ce qu'on lui laisse.
+    times = worker.cpu_times()
+    wait_until(lambda: worker.cpu_times().user > times.user + 5, 60)
     assert tried.ours("f6") == [["1", "a"], ["2", "b"], ["3", "c"], ["9", "z"]]
 
 

@@ -23,7 +23,7 @@ from tests.lab import BankLab, wait_until
 
 def ask(path: str) -> Any:
     """Ce que l'API du JobManager répond."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{setting('PORT_FLINK')}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{setting('PORT_FLINK')}{path}", timeout=60) as answer:
         return json.load(answer)
 
 

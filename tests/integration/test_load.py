@@ -89,7 +89,7 @@ def test_an_open_transaction_hides_nothing(lab: Lab) -> None:
     write_lot(lab.exports, "ventes_000001_x", [LINE % b"a"])
     with closing(psycopg2.connect(**postgres_dsn())) as other, other.cursor() as cursor:
         cursor.execute("UPDATE ventes_chargements SET lignes = lignes; LOCK TABLE ventes IN ROW EXCLUSIVE MODE")
-        assert "1 nouvelles" in lab.run("pg", timeout=40)
+        assert "1 nouvelles" in lab.run("pg")
 
 
 def test_a_locked_table_is_told_and_ctrl_c_is_heard(lab: Lab) -> None:
@@ -100,11 +100,11 @@ def test_a_locked_table_is_told_and_ctrl_c_is_heard(lab: Lab) -> None:
         cursor.execute("LOCK TABLE ventes IN SHARE MODE")
         stopped = lab.start("pg")
         stopped.wait_for("retient la table ventes")
-        assert stopped.stop(signal.SIGINT, timeout=15) == 0
+        assert stopped.stop(signal.SIGINT, timeout=60) == 0
         patient = lab.start("pg")
         patient.wait_for("retient la table ventes")
         other.rollback()
-        assert patient.process.wait(30) == 0
+        assert patient.process.wait(60) == 0
     assert "1 nouvelles" in patient.text
 
 

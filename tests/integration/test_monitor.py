@@ -161,7 +161,7 @@ def test_in_a_terminal(bank_lab: BankLab, options: list[str], pattern: str) -> N
         process.send_signal(signal.SIGINT)
         reader = threading.Thread(target=_drain, args=(leader,), daemon=True)  # sans quoi l'écran plein le bloque
         reader.start()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         process.communicate()
 
 

@@ -169,7 +169,7 @@ def test_concurrent_writers(lab: Lab, sales: list[Vente]) -> None:
     fresh = list(islice(generate(100, lambda: END, 2), 4 * 10 * 50))
 
     def write(number_: int) -> None:
-        together.wait(30)
+        together.wait(60)
         for lot in range(10):
             known = sales[lot * 50 : lot * 50 + 50][:: 1 if number_ % 2 else -1]
             new = fresh[(number_ * 10 + lot) * 50 :][:50]

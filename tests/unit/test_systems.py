@@ -123,7 +123,7 @@ def test_a_long_wait_hears_ctrl_c(windows: pytest.MonkeyPatch) -> None:
 
     start = time.monotonic()
     assert systems.wait(Event(), 60)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert max(waited) <= systems.SLICE_SECONDS
 
 
@@ -191,7 +191,7 @@ def test_a_posix_process_is_asked_too() -> None:
         process.stdout.readline()
         assert os.getsid(process.pid) == process.pid
         assert systems.ask_to_stop(process)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 # --- Fichiers ---
@@ -349,7 +349,7 @@ def test_one_program_at_a_time(tmp_path: Path) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 second.wait(1.5)
             first.kill()
-            assert second.wait(30) == 0
+            assert second.wait(60) == 0
             assert second.stdout is not None
             waiting, taken = second.stdout.read().decode().splitlines()
     assert waiting.startswith(f"Un autre essai écrit (pid {first.pid}) : on attend sa fin")
