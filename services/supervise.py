@@ -182,8 +182,8 @@ class Supervisor:
             *(("--storage-path", str(path)) for path in data.glob("mongodb-*")),
         }
         found = []
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
+        for process in psutil.process_iter():
+            words = _asked(process, "cmdline")
             if f"-Dpipeline={data}" in words or not pairs.isdisjoint(itertools.pairwise(words)):
                 found.append(process)
         return [*found, *self._postgres_left()]
@@ -195,9 +195,9 @@ class Supervisor:
         homes.add(str(self.stack.postgres_private))
         return [
             process
-            for process in psutil.process_iter(["name", "cmdline", "cwd"])
-            if process.info["name"] in POSTGRES_PROGRAMS
-            and (process.info["cwd"] in homes or not homes.isdisjoint(process.info["cmdline"] or ()))
+            for process in psutil.process_iter()
+            if _asked(process, "name") in POSTGRES_PROGRAMS
+            and (_asked(process, "cwd") in homes or not homes.isdisjoint(_asked(process, "cmdline")))
         ]
 
     def tree(self, name: str) -> list[psutil.Process]:
@@ -332,6 +332,17 @@ def _family(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _asked(process: psutil.Process, question: str) -> Any:
+    """Nom, mots ou dossier d'un processus ; rien si le système le cache, ou s'il meurt à cet instant.
+
+    psutil laisse passer l'erreur d'un mourant qui a déjà perdu ses fichiers, et pas encore sa place dans /proc.
+    """
+    try:
+        return getattr(process, question)()
+    except (psutil.Error, OSError):
+        return ""
 
 
 def _signal(processes: Iterable[psutil.Process], number: int) -> None:

@@ -29,7 +29,8 @@ PORTS = {  # sous 32768 : au-delà, le système en prête un à n'importe quelle
     "PORT_POSTGRES": 15432,
 }
 
-# Deux copies du projet essayées en même temps : TESTS_PORT_OFFSET=1000 (12000 au plus) décale les ports de l'une.
+# Deux copies du projet essayées en même temps : TESTS_PORT_OFFSET=500 (12000 au plus) décale les ports de l'une.
+# Pas 1000 : un broker aurait le port du contrôleur d'une autre.
 SHIFT = 100 * WORKER + int(os.environ.get("TESTS_PORT_OFFSET") or 0)
 
 # Tout ce qui pourrait mener un script, ou un essai qui efface, ailleurs que sur la pile des essais. COLUMNS :

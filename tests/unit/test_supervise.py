@@ -1,6 +1,7 @@
 """Le superviseur : un vrai supervisord, et de petits programmes à la place des serveurs."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from services.supervise import State, Supervisor, is_frozen
 from tests import conftest
 from tests.lab import wait_until
 
-pytestmark = pytest.mark.timeout(60, func_only=False)
+pytestmark = pytest.mark.timeout(120, func_only=False)
 
 NAMES = ("kafka1", "connect", "postgres")
 # Prié de s'arrêter, il le fait, et laisse un mot ; sourd, il attend qu'on le tue.
@@ -38,9 +39,9 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supe
     stack = Stack()
     stack.adopt()
     yield Supervisor(stack)
-    for process in psutil.process_iter(["cwd"]):
-        if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(stack.data):
-            with contextlib.suppress(psutil.Error):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # un autre, qui meurt à cet instant
+            if Path(process.cwd()).is_relative_to(stack.data):
                 process.kill()
 
 
@@ -358,3 +359,25 @@ def test_the_tests_never_leave_their_stack_running(monkeypatch: pytest.MonkeyPat
     with pytest.raises(AssertionError), conftest.running_stack():
         pass
     assert done == ["reset", "up", "down"]
+
+
+@pytest.mark.parametrize("question", ["cmdline", "cwd", "name"])
+def test_a_process_that_dies_while_asked(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    """Un processus meurt pendant que « down » cherche les siens : il n'en est plus, et « down » ne s'arrête pas là."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)", f"-Dpipeline={supervisor.stack.data}"]
+    monkeypatch.setattr(supervise, "POSTGRES_PROGRAMS", (psutil.Process().name(),))
+    with subprocess.Popen(command) as orphan:
+        ask = getattr(psutil.Process, question)
+
+        def dying(process: psutil.Process) -> object:
+            if process.pid == os.getpid():
+                raise FileNotFoundError(2, "No such file or directory")
+            return ask(process)
+
+        monkeypatch.setattr(psutil.Process, question, dying)
+        try:
+            assert orphan.pid in {process.pid for process in supervisor.orphans()}
+        finally:
+            orphan.kill()
