@@ -55,7 +55,7 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 	cd exercice3 && ../$(BIN)/python demo.py
 
 test: $(VENV)/installed-dev  ## tous les tests, sur des piles à part, côte à côte
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/unit

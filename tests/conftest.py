@@ -1,7 +1,7 @@
 """La pile des tests : de vrais serveurs, sur des ports et dans un dossier à part.
 
 Elle ne touche jamais à une pile déjà en marche (« make services » ou docker-compose).
-« make test » répartit les tests sur deux processus : chacun a la sienne.
+« make test » répartit les tests sur quelques processus : chacun a la sienne.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ hypothesis.settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Les fichiers les plus longs d'abord : les deux processus finissent ensemble."""
+    """Les fichiers les plus longs d'abord : les processus finissent ensemble."""
     folders = ("faults", "integration", "docs", "models", "unit")
     items.sort(key=lambda item: folders.index(item.path.parent.name))
 
@@ -78,6 +78,11 @@ def listening_addresses() -> set[str]:
     """Adresses où les processus de la pile des tests écoutent."""
     connections = [connection for process in family() for connection in process.net_connections("tcp")]
     return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN and c.laddr}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """« --numprocesses auto » : une pile de plus que de cœurs, car un essai attend souvent ; 3,5 Go pour chacune."""
+    return max(1, min(4, 1 + (os.cpu_count() or 1), int(psutil.virtual_memory().total / 3.5e9)))
 
 
 @pytest.fixture(scope="session")

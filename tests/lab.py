@@ -84,11 +84,16 @@ class Running:
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 60, explain: Callable[[], object] = lambda: "") -> None:
-    """Attend que ``condition`` soit vraie ; échoue avec ``explain()`` au bout de ``timeout`` secondes."""
+    """Attend que ``condition`` soit vraie ; échoue avec ``explain()`` au bout de ``timeout`` secondes.
+
+    Une condition longue à juger (un topic entier à lire) est regardée moins souvent : l'attente ne charge pas la machine.
+    """
     deadline = time.monotonic() + timeout
+    asked = time.monotonic()
     while not condition():
         assert time.monotonic() < deadline, f"attente de {timeout} s dépassée : {explain()}"
-        time.sleep(0.1)
+        time.sleep(max(0.1, time.monotonic() - asked))
+        asked = time.monotonic()
 
 
 class Scripts:
