@@ -86,7 +86,7 @@ class Running:
 def wait_until(condition: Callable[[], bool], timeout: float = 60, explain: Callable[[], object] = lambda: "") -> None:
     """Attend que ``condition`` soit vraie ; échoue avec ``explain()`` au bout de ``timeout`` secondes.
 
-    Une condition longue à juger (un topic entier à lire) est regardée moins souvent : l'attente ne charge pas la machine.
+    Une condition longue à juger (un topic entier à lire) est regardée moins souvent.
     """
     deadline = time.monotonic() + timeout
     asked = time.monotonic()
