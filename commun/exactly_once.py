@@ -17,6 +17,7 @@ Celui que Kafka refuse rouvre son producteur, *puis* relit les annonces : l'anno
 """
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -28,7 +29,7 @@ from typing import NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from commun.cli import Stop, Stopped
+from commun.cli import Stop, Stopped, french_number
 from commun.errors import PipelineError
 from commun.kafka import Config, Headers, admin_config, connect, count_partitions, refusal, send
 from commun.topics import CALL_SECONDS, read_topic
@@ -105,7 +106,7 @@ class TransactionalProducer:
         self.name: str = config["transactional.id"]
         self._told: Callable[[KafkaError | None, Message], None] | None = config.get("on_delivery")
         self._config = config | {"on_delivery": self._on_delivery}
-        self._refusal: KafkaError | None = None
+        self._refused: Message | None = None  # le plus gros message refusé pour de bon
         self._broken = False  # Kafka ne veut plus de ce client : il est à remplacer
         self._producer = self._new_client()
 
@@ -199,17 +200,26 @@ class TransactionalProducer:
 
     def _aborted(self, error: KafkaException) -> Aborted:
         code: KafkaError = error.args[0]
-        if why := code if code.code() in HOPELESS else self._refusal:
-            raise PipelineError(f"Kafka refuse une transaction : {refusal(why)}. La position n'avance pas.") from error
+        which = "" if self._refused is None else _described(self._refused)
+        if why := code if code.code() in HOPELESS else self._refused and self._refused.error():
+            said = f"Kafka refuse une transaction : {refusal(why)}{which}. La position n'avance pas."
+            raise PipelineError(said) from error
         self.fenced = code.code() in FENCED
         self._broken = self._broken or code.fatal() or self.fenced
         return Aborted(code.name())
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() in HOPELESS:
-            self._refusal = error
+            self._refused = max((self._refused, message), key=lambda one: -1 if one is None else len(one))
         if self._told:
             self._told(error, message)
+
+
+def _described(message: Message) -> str:
+    """Sa destination, sa clé (dans l'exercice 1, le fichier) et sa taille : de quoi le retrouver."""
+    key = message.key()
+    named = f", clé « {os.fsdecode(key)} »" if isinstance(key, bytes) else ""
+    return f" ({message.topic()}{named}, {french_number(len(message))} octets)"
 
 
 def _answer(answer: Future[None], call: Callable[[], None], stop: Stop) -> None:

@@ -1,6 +1,7 @@
 """L'exercice 1 sur de vrais serveurs : chaque script lancé comme le fait un étudiant."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -200,7 +201,8 @@ def test_a_row_too_big_for_the_topic_stops_the_producer(csv_lab: CsvLab) -> None
     csv_lab.run("producer", "--once")
     csv_lab.write("2," + "".join(map(chr, range(256, 16_000))) + "\n3,x\n")
     for _ in range(2):
-        assert "Kafka refuse" in csv_lab.run("producer", "--once", code=1)
+        said = csv_lab.run("producer", "--once", code=1)
+        assert re.search(rf"Kafka refuse .* \({csv_lab.topic}, clé « ventes.csv », [0-9\u202f\xa0 ]+ octets\)", said)
     csv_lab.path.write_text(HEADER + rows(1, 2, 3), encoding="utf-8")
     csv_lab.run("producer", "--once")
     assert csv_lab.column() == ["1", "2", "3"]
