@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-unit lives lots chaos bench bench-windows bench-views bench-ventes mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-long test-unit lives lots chaos bench bench-windows bench-views bench-ventes mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,12 @@ demo: install    ## tout le pipeline, sur de vrais serveurs, puis la vérificati
 	$(BIN)/python -m services up
 	cd exercice3 && ../$(BIN)/python demo.py
 
-test: $(VENV)/installed-dev  ## tous les tests, sur des piles à part, côte à côte
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: $(VENV)/installed-dev  ## les tests, sur des piles à part, côte à côte
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long"
+
+test-long: $(VENV)/installed-dev  ## les longues pannes que « make test » laisse : kill -9 en boucle, coupures, chaos
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long
 
 test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/unit

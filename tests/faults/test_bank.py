@@ -201,6 +201,7 @@ def test_reset_latest_is_kept(bank_lab: BankLab) -> None:
     assert "1 lues" in bank_lab.consume("--reset", "latest")
 
 
+@pytest.mark.long
 def test_from_offsets_once(bank_lab: BankLab) -> None:
     """--from-offsets ne rejoue pas quand un autre membre arrive puis part ; hors des bornes, il se refuse."""
     bank_lab.generate(60)
@@ -254,6 +255,7 @@ def test_records_deleted_before_being_read(bank_lab: BankLab) -> None:
     assert "les messages 5 à 14 ont été effacés avant d'être lus" in said
 
 
+@pytest.mark.long
 def test_partitions_added(bank_lab: BankLab) -> None:
     """Partitions ajoutées sous un consommateur et un moniteur : lues depuis leur début, aucune fenêtre deux fois."""
     create(bank_lab.topic)
@@ -388,6 +390,7 @@ def thawed() -> None:
         services("resume", name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [(), ("--exactly-once",)], ids=["au moins une fois", "exactement une fois"])
 def test_stopped_while_kafka_is_mute(bank_lab: BankLab, mode: tuple[str, ...]) -> None:
     """Ctrl-C pendant que Kafka ne confirme rien : une phrase, pas une erreur imprévue ; rien n'est perdu ensuite."""
@@ -420,6 +423,7 @@ def test_a_second_interruption(bank_lab: BankLab) -> None:
     assert consumer.stop(signal.SIGINT, 20) == 1
 
 
+@pytest.mark.long
 def test_memory_is_bounded(bank_lab: BankLab) -> None:
     """Kafka muet, le producteur attend sans rien amasser, même au plus vite."""
     producer = bank_lab.start("producer_resilient", "--generate", "--seed", "1", "--rate", "0")

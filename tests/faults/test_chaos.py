@@ -14,6 +14,7 @@ SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "3").split(",")]
 SECONDS = os.environ.get("CHAOS_SECONDS", "60")
 
 
+@pytest.mark.long
 def test_two_brokers_down(bank_lab: BankLab) -> None:
     """Deux brokers morts : le producteur le dit une fois ; arrêté là, il dit ce qui manque ; relancé, il l'envoie."""
     options = ("--generate", "--seed", "1", "--rate", "100")
@@ -38,6 +39,7 @@ def test_two_brokers_down(bank_lab: BankLab) -> None:
     assert found == generated(len(found))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_lost_nothing_twice(stack: None, tmp_path: Path, seed: int) -> None:
     """Brokers, consommateurs et producteur tués, gelés, déplacés : tout est sorti une fois, dans l'ordre."""

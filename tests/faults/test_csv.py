@@ -69,6 +69,7 @@ def seen(lab: CsvLab) -> int | None:
     return Saved.decode(found[-1] or b"{}").inode if found else None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_killed_in_a_loop(csv_lab: CsvLab) -> None:
     """Kill -9 à des instants quelconques, pendant qu'un programme écrit et que le fichier tourne."""
@@ -91,6 +92,7 @@ def test_killed_in_a_loop(csv_lab: CsvLab) -> None:
     assert csv_lab.rejected() == []
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_a_big_file(csv_lab: CsvLab) -> None:
     """Tué au milieu d'un gros fichier : la transaction coupée est invisible, et rien ne manque ensuite."""
     count = 400_000
@@ -107,6 +109,7 @@ def test_killed_in_the_middle_of_a_big_file(csv_lab: CsvLab) -> None:
     assert len(csv_lab.messages(csv_lab.topic, "read_uncommitted")) > count, "aucune transaction n'a été coupée"
 
 
+@pytest.mark.long
 def test_kafka_stops_and_comes_back(csv_lab: CsvLab) -> None:
     """Un broker tué, puis tous : le script attend, le dit une fois, garde sa place, et tout arrive dans l'ordre."""
     writer = Writer(csv_lab, 5)
@@ -130,6 +133,7 @@ def test_kafka_stops_and_comes_back(csv_lab: CsvLab) -> None:
     assert producer.text.count("Kafka ne répond plus") <= 2
 
 
+@pytest.mark.long
 def test_stopped_while_kafka_is_down(csv_lab: CsvLab) -> None:
     """Ctrl-C pendant la panne : sortie propre et rapide ; ce qui n'est pas confirmé part ensuite, une fois."""
     csv_lab.write(HEADER + "1,a\n")
@@ -200,6 +204,7 @@ def new_sender(lab: CsvLab) -> Sender:
     return Sender(files, Positions(client_config({}), lab.topic, NeverStopped()), lab.topic, NeverStopped())
 
 
+@pytest.mark.long
 def test_lives_on_kafka(stack: None) -> None:
     """Deux vies du modèle sur un vrai Kafka, lecteurs tués et barrés ; « make lives » en vit cent."""
     command = [sys.executable, "-m", "tests.models.kafka_lives", os.environ.get("KAFKA_LIVES", "2")]

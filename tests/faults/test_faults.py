@@ -4,6 +4,8 @@ import random
 import signal
 import time
 
+import pytest
+
 from tests.conftest import services
 from tests.lab import Lab, Running, expected, ids, wait_until
 
@@ -73,6 +75,7 @@ def test_postgres_killed_while_watching(lab: Lab) -> None:
     assert watcher.text.count("ne répond plus") == 1
 
 
+@pytest.mark.long
 def test_a_broker_dies_and_nobody_notices(lab: Lab) -> None:
     """Un broker sur trois tué pendant l'envoi et la lecture : tout est confirmé, tout arrive."""
     producer = lab.start("producer", "--count", "3000", "--seed", "1", "--rate", "300")
@@ -87,6 +90,7 @@ def test_a_broker_dies_and_nobody_notices(lab: Lab) -> None:
     assert lab.in_mongo() == ids(expected(3000))
 
 
+@pytest.mark.long
 def test_two_brokers_die_and_come_back(lab: Lab) -> None:
     """Deux brokers sur trois tués : le producteur attend et finit après leur retour, sans rien perdre."""
     producer = lab.start("producer", "--count", "2000", "--seed", "1", "--rate", "300")
@@ -100,6 +104,7 @@ def test_two_brokers_die_and_come_back(lab: Lab) -> None:
     assert lab.in_mongo() == ids(expected(2000))
 
 
+@pytest.mark.long
 def test_kill_anything_then_reconcile(lab: Lab) -> None:
     """Pendant que tout tourne, services et scripts sont tués au hasard (graine fixe), puis relancés : tout est égal."""
     draw = random.Random(20261124)

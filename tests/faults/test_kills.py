@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 
+import pytest
 from confluent_kafka.cimpl import NewTopic
 
 from commun.kafka import client_config, ensure_topics
@@ -36,6 +37,7 @@ CONSUMER_DEATHS = (
 WRITTEN_NOT_COMMITTED = (f"{AFTER} mongo.insert_many", f"{AFTER} kafka.flush", f"{BEFORE} kafka.commit")
 
 
+@pytest.mark.long
 def test_consumer_killed_with_work_in_hand(lab: Lab) -> None:
     """Dix kill -9 du consommateur, chacun un lot en main : rien n'est validé avant d'être écrit, rien ne se perd."""
     ventes, bad = expected(3500), [f"pas une vente {number}".encode() for number in range(100)]

@@ -107,6 +107,7 @@ def test_a_wrong_password_is_told(lab: Lab, script: str) -> None:
     assert "refuse le compte ou son mot de passe" in lab.run(script, code=1, env=env)
 
 
+@pytest.mark.long
 def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
     """La position ne peut pas être validée, Kafka est gelé : Ctrl-C est entendu, et rien n'est perdu."""
     lab.produce(10)

@@ -49,6 +49,7 @@ def flink(bank_lab: BankLab, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         assert services("stop", name).returncode == 0
 
 
+@pytest.mark.long
 def test_each_row_once_whatever_dies(bank_lab: BankLab, flink: str) -> None:
     """TaskManager, puis JobManager tués net, un second TaskManager : les lignes du moniteur, une fois chacune."""
     bank_lab.send_raw(b"pas du JSON", b"{}", b'{"timestamp":"hier","montant":1}', b'{"compte":null}')

@@ -194,6 +194,7 @@ def test_once_waits_for_what_another_holds(bank_lab: BankLab) -> None:
     check(bank_lab, None, 10)
 
 
+@pytest.mark.long
 def test_monitors_come_die_and_go(bank_lab: BankLab) -> None:
     """De un à trois moniteurs, puis un, tués net au passage : chaque fenêtre une fois, juste."""
     options = ("--slide", "1", "--idle-timeout", "600")  # l'oracle ne connaît pas l'horloge

@@ -270,6 +270,7 @@ def test_connect_offers_the_file_connector() -> None:
     assert "Connecteur csv-source inscrit : il tourne." in done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_a_power_cut_loses_nothing(lab: Lab) -> None:
     """Tous les processus tués d'un coup, superviseur compris : « up » redémarre et tout est encore là."""
     lab.produce(700)
