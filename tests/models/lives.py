@@ -316,6 +316,7 @@ class Life:
                 name = line.split(",")[0]
                 if name.isdigit() and name in self.most:
                     self.most[name] += 1
+            former = lines[at]
             lines[at] = _turned(lines[at]) if self.dice.random() < 0.5 else lines[at] + "modifiée"
             text = "\n".join(lines)
             self.least[lines[at].split(",")[0]] += 1
@@ -329,6 +330,8 @@ class Life:
                 if how == "change" and self.dice.random() < 0.5:  # changé de nouveau, à la même date peut-être
                     self.look(self.dice.choice([0.2, 0.6]))
                     lines[at] = _turned(lines[at])
+                    if lines[at] == former:  # comme avant : il n'y a rien à renvoyer si personne ne l'a vu autrement
+                        self.least[former.split(",")[0]] -= 1
                     self.final.append(lines[at])
                     self.most.update(name for line in lines if (name := line.split(",")[0]) in self.most)
                     self._write(self.path, "\n".join(lines), "w")
