@@ -141,6 +141,14 @@ def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callabl
     return convert
 
 
+def moment(text: str) -> datetime:
+    """Type d'option : un instant, dit en heure locale, « AAAA-MM-JJ » ou « AAAA-MM-JJ HH:MM » ; rendu en UTC."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} n'est pas une date, AAAA-MM-JJ ou « AAAA-MM-JJ HH:MM »") from None
+
+
 class Stop:
     """Demande d'arrêt : Ctrl-C ou SIGTERM (Windows : Ctrl-Pause) lève le drapeau, le script finit ce qui est en vol.
 

@@ -1,7 +1,11 @@
-"""L'historique, à la demande : un lot refait (--lot), toutes les ventes (--full), un lot de la version d'avant."""
+"""L'historique, à la demande : des lots refaits (--lot, --since), toutes les ventes (--full).
+
+Et un lot que la version d'avant avait ouvert.
+"""
 
 import logging
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +35,26 @@ def export_again(database: Database[Document], folder: Path, number: int) -> Non
         raise PipelineError(f"Le lot {number} ne peut pas être refait : ses ventes ont changé dans MongoDB.")
     lots.write(folder / lot["manifeste"]["fichier"], [(content, lines)])
     log.info("%s : %d ventes, refait octet pour octet.", lot["manifeste"]["fichier"], lines)
+
+
+def export_since(database: Database[Document], folder: Path, since: datetime) -> None:
+    """Refait les fichiers des lots ouverts depuis ``since`` (UTC) ; un lot impossible n'arrête pas les autres.
+
+    Lève PipelineError, à la fin, s'il y en a un, ou s'il n'y a aucun lot.
+    """
+    wanted = {"termine": True, "ouvert": {"$gte": since}}
+    numbers = [lot["_id"] for lot in database.lots_export.find(wanted, {"_id": 1}).sort("_id", 1)]
+    if not numbers:
+        raise PipelineError("Aucun lot terminé n'a été ouvert depuis cette date : il n'y a rien à refaire.")
+    faults = []
+    for number in numbers:
+        try:
+            export_again(database, folder, number)
+        except PipelineError as error:
+            faults.append(number)
+            log.warning("%s", error)
+    if faults:
+        raise PipelineError(f"{len(faults)} lots sur {len(numbers)} n'ont pas pu être refaits.")
 
 
 def export_full(database: Database[Document], folder: Path) -> None:

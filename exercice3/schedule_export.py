@@ -5,6 +5,7 @@
     python schedule_export.py --once      un seul export, puis fin
     python schedule_export.py --full      en plus, toutes les ventes dans ventes_data.csv
     python schedule_export.py --lot 12    refait le fichier du lot 12, octet pour octet, puis fin
+    python schedule_export.py --since 2026-11-01  refait de même tous les lots depuis ce jour
 
 Garantit : chaque vente est dans un fichier terminé et un seul, même après un kill -9 à
 n'importe quel instant, avec plusieurs exports à la fois ou des consommateurs qui écrivent
@@ -33,14 +34,14 @@ import schedule
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, moment, positive, run
 from commun.errors import START_HINT, PipelineError
 from commun.settings import export_dir
 from commun.systems import reason
 from exercice3 import lots
 from exercice3.arrivages import IN_SIZE, sweep
 from exercice3.collection import Document, account_error, explain, open_client, open_database
-from exercice3.history import export_again, export_full, finish_former_lot, say_foreign
+from exercice3.history import export_again, export_full, export_since, finish_former_lot, say_foreign
 from exercice3.lot_content import MissingVentesError, read_lot, to_csv
 
 log = logging.getLogger("pipeline")
@@ -172,6 +173,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--once", action="store_true", help="un seul export, puis fin")
     parser.option("--full", action="store_true", help=f"écrit aussi tout l'historique dans {lots.FULL_NAME}")
     parser.option("--lot", type=positive(), help="refait le fichier de ce lot, puis fin")
+    parser.option("--since", type=moment, help="refait les fichiers des lots ouverts depuis cette date, puis fin")
     parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers")
     parser.option(
         "--lot-size", type=positive(), default=LOT_SIZE, help=f"ventes par fichier, {LOT_SIZE_MAX} au plus ; un lot "
@@ -180,6 +182,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.lot_size > LOT_SIZE_MAX:
         parser.error(f"--lot-size : {LOT_SIZE_MAX} au plus")
+    if args.lot and args.since:
+        parser.error("--lot et --since ne vont pas ensemble")
     return args
 
 
@@ -204,9 +208,12 @@ def every(seconds: float, job: Callable[[], object], stop: Stop) -> None:
 
 
 def again(database: Database[Document], args: argparse.Namespace) -> int:
-    """--lot."""
+    """--lot et --since."""
     try:
-        export_again(database, args.export_dir, args.lot)
+        if args.lot:
+            export_again(database, args.export_dir, args.lot)
+        else:
+            export_since(database, args.export_dir, args.since)
     except PyMongoError as error:
         raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
     except OSError as error:
@@ -220,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     with open_client() as client:
         database = open_database(client)
-        if args.lot:
+        if args.lot or args.since:
             return again(database, args)
         done = export(database, args, stop)
         if args.once:

@@ -153,6 +153,26 @@ def test_a_lost_lot_is_made_again(lab: Lab) -> None:
     assert files(lab) == before
 
 
+def test_lost_lots_are_made_again(lab: Lab) -> None:
+    """--since refait tous les lots depuis une date ; un lot changé ou effacé est dit, et n'arrête pas les autres."""
+    for start in range(0, 30, 10):
+        store(expected(30)[start : start + 10])
+        lab.run("schedule_export", "--once")
+    before = files(lab)
+    lab.mongo.lots_export.update_one({"_id": 1}, {"$set": {"ouvert": datetime.now(UTC) - timedelta(days=2)}})
+    first = {name for name in before if name.startswith("ventes_000001")}
+    for path in lab.exports.iterdir():
+        path.unlink()
+    yesterday = str(datetime.now(UTC).date() - timedelta(days=1))
+    lab.run("schedule_export", "--since", yesterday)
+    assert files(lab) == {name: content for name, content in before.items() if name not in first}
+    lab.mongo.ventes.delete_one({"_id": expected(11)[10].id})
+    assert "1 lots sur 3 n'ont pas pu être refaits" in lab.run("schedule_export", "--since", "2026-01-01", code=1)
+    assert files(lab) == before
+    assert "rien à refaire" in lab.run("schedule_export", "--since", "2999-01-01", code=1)
+    assert "n'est pas une date" in lab.run("schedule_export", "--since", "hier", code=2)
+
+
 def test_another_folder_is_told(lab: Lab, tmp_path: Path) -> None:
     """Un export qui continue ailleurs que le précédent le dit."""
     store(expected(10))
