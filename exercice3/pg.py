@@ -42,10 +42,10 @@ EVERY_SECONDS = 5.0
 BUSY_SECONDS = 0.2
 LOAD_LOCK = 7_305_809
 CREATE_STAGING = """
-    CREATE TEMPORARY TABLE tampon (
+    CREATE TEMPORARY TABLE IF NOT EXISTS tampon (
         ligne bigint, id text, produit text, region text, montant text, date_vente text, version text, annulee text,
         rejet text, contenu text
-    ) ON COMMIT DROP
+    ) ON COMMIT DELETE ROWS
 """
 # FORCE_NOT_NULL : un champ vide est un texte vide, pas un NULL ; load.sql le jugera.
 COPY = """
@@ -90,7 +90,6 @@ def load(connection: Connection, manifest: Manifest) -> bool:
         cursor.copy_expert(COPY, cast(TextIO, rows))  # psycopg2 n'appelle que read
         if (rows.lines, rows.digest.hexdigest()) != (manifest.lignes, manifest.sha256):
             raise BadFile(f"{rows.lines} lignes lues pour {manifest.lignes} annoncées, ou contenu différent")
-        cursor.execute("ANALYZE tampon")
         new, changed, rejected = write(cursor, names, 1, rows.last)
     log.info(
         "%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", manifest.fichier, rows.lines, new, changed, rejected
@@ -129,16 +128,22 @@ def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said:
     """
     good = bad = 0
     queue = deque(args.files or pending(connection, args.export_dir))
+    busy = 0
     while queue and not stop:
         path = queue.popleft()
         try:
             if load(connection, read_manifest(path)):
-                good += 1
+                good, busy = good + 1, 0
             elif args.files:
                 log.info("%s : déjà chargé, rien à faire.", path.name)
         except Busy:  # aux suivants : on y reviendra, pour le voir chargé
             queue.append(path)
-            stop.wait(BUSY_SECONDS)
+            busy += 1
+            if busy >= len(queue):  # il n'y a plus que ceux-là
+                stop.wait(BUSY_SECONDS)
+                busy = 0
+        except psycopg2.errors.DeadlockDetected:  # deux chargements s'attendaient : PostgreSQL a annulé celui-ci
+            queue.append(path)
         except psycopg2.errors.LockNotAvailable:
             queue.append(path)
             say(said, "Une transaction ouverte par un autre programme retient la table ventes : j'attends sa fin.")
