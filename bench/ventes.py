@@ -143,6 +143,7 @@ def measure(count: int, folder: Path) -> dict[str, tuple[float, float]]:
     exported = timed(lambda: schedule_export.main([*lots, "--once", "--lot-size", str(LOT_SIZE)]))
     seconds["schedule_export.py"] = exported, timed(lambda: export(folder))
     with closing(psycopg2.connect(**postgres_dsn())) as connection:
+        empty(connection)  # le passage d'avant l'a remplie
         naked = timed(lambda: load(connection, folder))
         empty(connection)
         one = timed(lambda: pg.main(lots))
