@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -139,6 +139,21 @@ def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callabl
         return value
 
     return convert
+
+
+def age(text: str) -> timedelta:
+    """Type d'option : un âge, en jours ou en heures, « 30d », « 12h »."""
+    if not (match := re.fullmatch(r"(\d{1,5})([dh])", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} n'est pas un âge, « 30d » (jours) ou « 12h » (heures)")
+    return timedelta(**{"days" if match[2] == "d" else "hours": int(match[1])})
+
+
+def moment(text: str) -> datetime:
+    """Type d'option : un instant, dit en heure locale, « AAAA-MM-JJ » ou « AAAA-MM-JJ HH:MM » ; rendu en UTC."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} n'est pas une date, AAAA-MM-JJ ou « AAAA-MM-JJ HH:MM »") from None
 
 
 class Stop:

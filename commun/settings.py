@@ -31,7 +31,7 @@ _ELSEWHERE = (
     "MONGO_URI", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_METADATA_BROKER_LIST", "PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT",
     "PGDATABASE",
 )  # fmt: skip
-_LOT = r"ventes_(?:\d{6,}_[0-9a-f]{8}|data)\.(?:csv|json)"
+_LOT = r"ventes_(?:\d{6,}_[0-9a-f]{8}|data)\.(?:csv|csv\.gz|json)"
 _EXPORTED = re.compile(rf"{_LOT}|\.{_LOT}\.[0-9a-f]{{8}}\.tmp")
 
 

@@ -25,7 +25,7 @@ from pymongo.read_concern import ReadConcern
 
 from commun.errors import START_HINT, PipelineError
 from commun.settings import mongo_uri, setting
-from exercice3.ventes import CENT, DATE_FORMAT, InvalidVente, Vente
+from exercice3.ventes import CENT, InvalidVente, Vente
 
 Document = dict[str, Any]
 
@@ -174,7 +174,7 @@ def to_row(document: Document) -> tuple[str, str, str, str, str, str, str]:
         amount, when, version = document["montant"].to_decimal(), document["date_vente"], document.get("version", 1)
         row = (
             document["_id"].partition(VERSION_MARK)[0], document["produit"], document["region"], f"{amount:.2f}",
-            when.strftime(DATE_FORMAT), str(version), "true" if document.get("annulee") else "false",
+            when.isoformat(" "), str(version), "true" if document.get("annulee") else "false",
         )  # fmt: skip
     except (KeyError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise InvalidVente(f"un champ manque, ou n'est pas de son type ({error})") from error

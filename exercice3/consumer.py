@@ -101,13 +101,14 @@ def sort_messages(messages: list[Message], now: datetime) -> tuple[list[Batch], 
     """Range les ventes valides en lots, et les autres messages avec leur raison.
 
     Un seul lot suffit presque toujours ; deux ventes différentes sous un même identifiant vont
-    dans deux lots, écrits l'un après l'autre. ``now`` est l'heure locale, comme ``date_vente``.
+    dans deux lots, écrits l'un après l'autre. ``now`` est l'heure locale, comme ``date_vente`` ; si cette horloge
+    retarde, l'heure d'envoi des messages dit ce qui n'est pas dans le futur.
     """
     batches: list[Batch] = [{}]
     rejected: Rejected = []
     for message in messages:
         try:
-            vente = parse(message.value(), now)
+            vente = parse(message.value(), max(now, sent_at(message)))
         except InvalidVente as error:
             rejected.append((message, str(error)))
             continue
@@ -119,6 +120,14 @@ def sort_messages(messages: list[Message], now: datetime) -> tuple[list[Batch], 
         else:
             batches.append({key(vente): (vente, [message])})
     return batches, rejected
+
+
+def sent_at(message: Message) -> datetime:
+    """Heure locale d'envoi d'un message, que Kafka garde ; la plus ancienne qui soit s'il n'en a pas."""
+    try:
+        return datetime.fromtimestamp(message.timestamp()[1] / 1000)  # noqa: DTZ006 - heure locale, comme date_vente
+    except (ValueError, OverflowError, OSError):
+        return datetime.min  # noqa: DTZ901
 
 
 def write_until_done(consumer: Consumer, database: Database[Document], batch: Batch, stop: Stop) -> Outcome | None:

@@ -1,7 +1,11 @@
-"""L'historique, à la demande : un lot refait (--lot), toutes les ventes (--full), un lot de la version d'avant."""
+"""L'historique, à la demande : des lots refaits (--lot, --since), toutes les ventes (--full).
+
+Et un lot que la version d'avant avait ouvert.
+"""
 
 import logging
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +26,8 @@ def export_again(database: Database[Document], folder: Path, number: int) -> Non
     lot = database.lots_export.find_one({"_id": number})
     if lot is None or not lot["termine"]:
         raise PipelineError(f"Le lot {number} n'existe pas, ou n'est pas terminé : il n'y a rien à refaire.")
+    if lot.get("oublie"):
+        raise PipelineError(f"Le lot {number} est oublié : son fichier, chargé, est gardé compressé (.csv.gz).")
     try:
         rows = read_lot(database, lot) if "arrivages" in lot else read_former_lot(database, number)
     except (MissingVentesError, InvalidVente) as error:
@@ -31,6 +37,41 @@ def export_again(database: Database[Document], folder: Path, number: int) -> Non
         raise PipelineError(f"Le lot {number} ne peut pas être refait : ses ventes ont changé dans MongoDB.")
     lots.write(folder / lot["manifeste"]["fichier"], [(content, lines)])
     log.info("%s : %d ventes, refait octet pour octet.", lot["manifeste"]["fichier"], lines)
+
+
+def forget_archived(database: Database[Document], folder: Path) -> None:
+    """Oublie les lots dont pg.py a compressé le fichier, donc chargé : leurs arrivages s'en vont, leur numéro reste.
+
+    Pas le dernier : seuls les lots d'avant sont, à coup sûr, inscrits dans leurs arrivages.
+    """
+    last = database.lots_export.find_one(sort=[("_id", -1)]) or {"_id": 0}
+    wanted = {"_id": {"$lt": last["_id"]}, "termine": True, "oublie": None, "dossier": str(folder.resolve())}
+    for lot in list(database.lots_export.find(wanted, {"manifeste.fichier": 1})):
+        if lots.archived(folder / lot["manifeste"]["fichier"]).exists():
+            database.arrivages.delete_many({"lot": lot["_id"]})
+            change = {"$set": {"oublie": True}, "$unset": {"arrivages": ""}}
+            database.lots_export.update_one({"_id": lot["_id"]}, change)
+            log.info("Lot %d oublié : son fichier est chargé, et compressé.", lot["_id"])
+
+
+def export_since(database: Database[Document], folder: Path, since: datetime) -> None:
+    """Refait les fichiers des lots ouverts depuis ``since`` (UTC) ; un lot impossible n'arrête pas les autres.
+
+    Lève PipelineError, à la fin, s'il y en a un, ou s'il n'y a aucun lot.
+    """
+    wanted = {"termine": True, "ouvert": {"$gte": since}, "oublie": None}
+    numbers = [lot["_id"] for lot in database.lots_export.find(wanted, {"_id": 1}).sort("_id", 1)]
+    if not numbers:
+        raise PipelineError("Aucun lot terminé n'a été ouvert depuis cette date : il n'y a rien à refaire.")
+    faults = []
+    for number in numbers:
+        try:
+            export_again(database, folder, number)
+        except PipelineError as error:
+            faults.append(number)
+            log.warning("%s", error)
+    if faults:
+        raise PipelineError(f"{len(faults)} lots sur {len(numbers)} n'ont pas pu être refaits.")
 
 
 def export_full(database: Database[Document], folder: Path) -> None:

@@ -2,18 +2,20 @@
 
 Un fichier « ventes_000012_ab12cd34.csv » est terminé quand son manifeste, de même nom en « .json », existe : il donne
 le nombre de lignes et la somme SHA-256. Chacun naît sous un nom caché, est forcé sur le disque, puis renommé : on ne
-voit jamais un fichier à moitié écrit.
+voit jamais un fichier à moitié écrit. Vieux, il se garde compressé, « .csv.gz », à côté de son manifeste.
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from commun.systems import publish, reason
 
@@ -79,8 +81,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def open_file(manifest: Manifest) -> BinaryIO:
-    """Ouvre le CSV d'un manifeste ; lève BadFile s'il manque."""
+    """Ouvre le CSV d'un manifeste, compressé ou non ; lève BadFile s'il manque."""
     try:
+        if not manifest.path.exists() and archived(manifest.path).exists():
+            return cast(BinaryIO, gzip.open(archived(manifest.path)))
         return manifest.path.open("rb")
     except OSError as error:
         raise BadFile(f"fichier illisible ({reason(error)})") from error
@@ -106,6 +110,20 @@ def write(path: Path, parts: Iterable[Part]) -> dict[str, Any]:
         file.write((json.dumps(manifest, indent=2) + "\n").encode())
         publish(file, path.with_suffix(".json"))
     return manifest
+
+
+def archived(path: Path) -> Path:
+    """Nom de ce fichier CSV, compressé."""
+    return path.with_name(f"{path.name}.gz")
+
+
+def archive(path: Path) -> None:
+    """Compresse un fichier CSV : il n'est effacé qu'une fois l'autre sur le disque. Lève OSError."""
+    with path.open("rb") as file, _draft(archived(path)) as draft:
+        with gzip.GzipFile("", "wb", fileobj=draft, mtime=0) as compressed:
+            shutil.copyfileobj(file, compressed)
+        publish(draft, archived(path))
+    path.unlink()
 
 
 @contextlib.contextmanager

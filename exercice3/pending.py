@@ -1,10 +1,13 @@
-"""Quels lots d'un dossier restent à charger, sans relire tout l'historique à chaque passage."""
+"""Quels lots d'un dossier restent à charger, sans relire tout l'historique ; lesquels, vieux, se compressent."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
-from exercice3.lots import BadFile, manifests, number_of, read_manifest
+from exercice3.lots import BadFile, archive, manifests, number_of, read_manifest
 
 FOLLOW = """
     INSERT INTO ventes_suivi (dossier, lot, vu_jusque) VALUES (%s, %s, %s)
@@ -23,9 +26,7 @@ def pending(connection: Connection, folder: Path) -> list[Path]:
         lot, seen = before = cursor.fetchone() or (0, 0)
         stamps = {path: path.stat().st_mtime_ns for path in manifests(folder)}
         fresh = [path for path, stamp in stamps.items() if number_of(path) > lot or stamp >= seen]
-        names = [path.with_suffix(".csv").name for path in fresh]
-        cursor.execute("SELECT fichier, sha256 FROM ventes_chargements WHERE fichier = ANY(%s)", (names,))
-        loaded = set(cursor.fetchall())
+        loaded = _loaded(cursor, fresh)
         left = [path for path in fresh if not _is_loaded(path, loaded)]
         waiting = {number_of(path) for path in left}
         done = {number_of(path) for path in fresh} - waiting
@@ -36,6 +37,25 @@ def pending(connection: Connection, folder: Path) -> list[Path]:
         if (lot, seen) != before:
             cursor.execute(FOLLOW, (place, lot, seen))
     return left
+
+
+def archive_loaded(connection: Connection, folder: Path, keep: timedelta) -> int:
+    """Compresse les fichiers chargés, écrits depuis plus de ``keep`` ; renvoie leur nombre. Lève OSError."""
+    limit = time.time() - keep.total_seconds()
+    old = [path for path in manifests(folder) if path.with_suffix(".csv").exists() and path.stat().st_mtime < limit]
+    with connection, connection.cursor() as cursor:
+        loaded = _loaded(cursor, old)
+    done = [path.with_suffix(".csv") for path in old if _is_loaded(path, loaded)]
+    for path in done:
+        archive(path)
+    return len(done)
+
+
+def _loaded(cursor: Cursor, paths: list[Path]) -> set[tuple[str, str]]:
+    """Ceux de ces fichiers qui ont été chargés, avec leur somme."""
+    names = [path.with_suffix(".csv").name for path in paths]
+    cursor.execute("SELECT fichier, sha256 FROM ventes_chargements WHERE fichier = ANY(%s)", (names,))
+    return set(cursor.fetchall())
 
 
 def _is_loaded(path: Path, loaded: set[tuple[str, str]]) -> bool:

@@ -3,6 +3,7 @@
     python pg.py                   charge ce qui est nouveau, puis s'arrête
     python pg.py --watch           continue : un passage toutes les 5 secondes
     python pg.py ventes_data.csv   charge ce fichier-là
+    python pg.py --keep 30d        compresse ensuite les fichiers chargés, écrits depuis plus de 30 jours
 
 Garantit : un fichier chargé deux fois, à moitié écrit, ou chargé par deux programmes à la
 fois ne change rien ; la table n'est jamais remplacée, les vues et les connexions ouvertes
@@ -18,6 +19,7 @@ les lignes jugées par load.sql.
 
 import argparse
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +30,11 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, age, positive, run
 from commun.settings import export_dir
+from commun.systems import reason
 from exercice3.lots import BadFile, Manifest, open_file, read_manifest
-from exercice3.pending import pending
+from exercice3.pending import archive_loaded, pending
 from exercice3.postgres import Unreachable, explain, first_line, is_gone, open_postgres, say
 from exercice3.rows import Rows
 from exercice3.schema import sql
@@ -39,13 +42,14 @@ from exercice3.schema import sql
 log = logging.getLogger("pipeline")
 
 EVERY_SECONDS = 5.0
+KEEP_SECONDS = 3600.0  # entre deux regards de --watch sur les vieux fichiers
 BUSY_SECONDS = 0.2
 LOAD_LOCK = 7_305_809
 CREATE_STAGING = """
-    CREATE TEMPORARY TABLE tampon (
+    CREATE TEMPORARY TABLE IF NOT EXISTS tampon (
         ligne bigint, id text, produit text, region text, montant text, date_vente text, version text, annulee text,
         rejet text, contenu text
-    ) ON COMMIT DROP
+    ) ON COMMIT DELETE ROWS
 """
 # FORCE_NOT_NULL : un champ vide est un texte vide, pas un NULL ; load.sql le jugera.
 COPY = """
@@ -90,7 +94,6 @@ def load(connection: Connection, manifest: Manifest) -> bool:
         cursor.copy_expert(COPY, cast(TextIO, rows))  # psycopg2 n'appelle que read
         if (rows.lines, rows.digest.hexdigest()) != (manifest.lignes, manifest.sha256):
             raise BadFile(f"{rows.lines} lignes lues pour {manifest.lignes} annoncées, ou contenu différent")
-        cursor.execute("ANALYZE tampon")
         new, changed, rejected = write(cursor, names, 1, rows.last)
     log.info(
         "%s : %d lignes, %d nouvelles, %d modifiées, %d rejetées.", manifest.fichier, rows.lines, new, changed, rejected
@@ -129,16 +132,22 @@ def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said:
     """
     good = bad = 0
     queue = deque(args.files or pending(connection, args.export_dir))
+    busy = 0
     while queue and not stop:
         path = queue.popleft()
         try:
             if load(connection, read_manifest(path)):
-                good += 1
+                good, busy = good + 1, 0
             elif args.files:
                 log.info("%s : déjà chargé, rien à faire.", path.name)
         except Busy:  # aux suivants : on y reviendra, pour le voir chargé
             queue.append(path)
-            stop.wait(BUSY_SECONDS)
+            busy += 1
+            if busy >= len(queue):  # il n'y a plus que ceux-là
+                stop.wait(BUSY_SECONDS)
+                busy = 0
+        except psycopg2.errors.DeadlockDetected:  # deux chargements s'attendaient : PostgreSQL a annulé celui-ci
+            queue.append(path)
         except psycopg2.errors.LockNotAvailable:
             queue.append(path)
             say(said, "Une transaction ouverte par un autre programme retient la table ventes : j'attends sa fin.")
@@ -150,14 +159,26 @@ def load_all(connection: Connection, args: argparse.Namespace, stop: Stop, said:
     return good, bad
 
 
+def archive_old(connection: Connection, args: argparse.Namespace) -> None:
+    """--keep ; un disque plein ou fermé se dit, et ne retient aucun chargement."""
+    try:
+        if args.keep is not None and (count := archive_loaded(connection, args.export_dir, args.keep)):
+            log.info("%d fichiers chargés, et assez vieux, sont maintenant compressés (.csv.gz).", count)
+    except OSError as error:
+        log.warning("Compression impossible dans %s (%s), elle sera reprise.", args.export_dir, reason(error))
+
+
 def watch(args: argparse.Namespace, stop: Stop) -> None:
     """Un passage toutes les ``--every`` secondes ; PostgreSQL absent, attend son retour et le dit une fois."""
-    connection, down = None, False
+    connection, down, archive_due = None, False, time.monotonic()
     said: set[str] = set()
     while not stop:
         try:
             connection = connection or open_postgres(stop)
             load_all(connection, args, stop, said)
+            if time.monotonic() >= archive_due:
+                archive_old(connection, args)
+                archive_due = time.monotonic() + KEEP_SECONDS
             if down:
                 log.info("PostgreSQL répond de nouveau.")
             down = False
@@ -185,6 +206,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch"
     )
+    parser.option(
+        "--keep", type=age, help="compresse les fichiers chargés, écrits depuis plus de 30d (jours) ou 12h (heures)"
+    )
     return parser.parse(argv)
 
 
@@ -198,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     connection = open_postgres(stop)
     try:
         good, bad = load_all(connection, args, stop, set())
+        archive_old(connection, args)
     except psycopg2.Error as error:
         raise explain(error) from error
     finally:

@@ -5,6 +5,7 @@
     python schedule_export.py --once      un seul export, puis fin
     python schedule_export.py --full      en plus, toutes les ventes dans ventes_data.csv
     python schedule_export.py --lot 12    refait le fichier du lot 12, octet pour octet, puis fin
+    python schedule_export.py --since 2026-11-01  refait de même tous les lots depuis ce jour
 
 Garantit : chaque vente est dans un fichier terminé et un seul, même après un kill -9 à
 n'importe quel instant, avec plusieurs exports à la fois ou des consommateurs qui écrivent
@@ -26,6 +27,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,14 +35,14 @@ import schedule
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from commun.cli import Parser, Stop, positive, run
+from commun.cli import Parser, Stop, moment, positive, run
 from commun.errors import START_HINT, PipelineError
 from commun.settings import export_dir
 from commun.systems import reason
 from exercice3 import lots
 from exercice3.arrivages import IN_SIZE, sweep
 from exercice3.collection import Document, account_error, explain, open_client, open_database
-from exercice3.history import export_again, export_full, finish_former_lot, say_foreign
+from exercice3.history import export_again, export_full, export_since, finish_former_lot, forget_archived, say_foreign
 from exercice3.lot_content import MissingVentesError, read_lot, to_csv
 
 log = logging.getLogger("pipeline")
@@ -134,9 +136,14 @@ def warn_other_folder(database: Database[Document], folder: Path) -> None:
         )  # fmt: skip
 
 
-def export(database: Database[Document], args: argparse.Namespace, stop: Stop) -> bool:
-    """Un passage de l'export ; faux, dit en une phrase, s'il doit être repris au suivant."""
+def export(database: Database[Document], args: argparse.Namespace, stop: Stop, *, tidy: bool = False) -> bool:
+    """Un passage de l'export ; faux, dit en une phrase, s'il doit être repris au suivant.
+
+    ``tidy`` : d'abord, les lots chargés et compressés par « pg.py --keep » sont oubliés.
+    """
     try:
+        if tidy:
+            forget_archived(database, args.export_dir)
         lots.remove_old_drafts(args.export_dir)
         warn_other_folder(database, args.export_dir)
         count = export_new(database, args.export_dir, args.lot_size, lambda: bool(stop))
@@ -155,10 +162,10 @@ def export(database: Database[Document], args: argparse.Namespace, stop: Stop) -
     return True
 
 
-def keep_on(database: Database[Document], args: argparse.Namespace, stop: Stop) -> None:
+def keep_on(database: Database[Document], args: argparse.Namespace, stop: Stop, *, tidy: bool = False) -> None:
     """Un passage de plus ; un compte refusé en route se dit, et n'arrête pas les suivants."""
     try:
-        export(database, args, stop)
+        export(database, args, stop, tidy=tidy)
     except PipelineError as error:
         log.warning("%s", error)
 
@@ -172,6 +179,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--once", action="store_true", help="un seul export, puis fin")
     parser.option("--full", action="store_true", help=f"écrit aussi tout l'historique dans {lots.FULL_NAME}")
     parser.option("--lot", type=positive(), help="refait le fichier de ce lot, puis fin")
+    parser.option("--since", type=moment, help="refait les fichiers des lots ouverts depuis cette date, puis fin")
     parser.option("--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers")
     parser.option(
         "--lot-size", type=positive(), default=LOT_SIZE, help=f"ventes par fichier, {LOT_SIZE_MAX} au plus ; un lot "
@@ -180,6 +188,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.lot_size > LOT_SIZE_MAX:
         parser.error(f"--lot-size : {LOT_SIZE_MAX} au plus")
+    if args.lot and args.since:
+        parser.error("--lot et --since ne vont pas ensemble")
     return args
 
 
@@ -192,21 +202,28 @@ class SteadyClock(datetime):
         return cls(2000, 1, 1) + timedelta(seconds=time.monotonic())
 
 
-def every(seconds: float, job: Callable[[], object], stop: Stop) -> None:
-    """Exécute ``job`` toutes les ``seconds`` secondes, comptées depuis sa fin : deux exports ne se chevauchent pas."""
+def every(seconds: float, job: Callable[[], object], stop: Stop, daily: Callable[[], object] = lambda: None) -> None:
+    """Exécute ``job`` toutes les ``seconds`` secondes, comptées depuis sa fin : deux exports ne se chevauchent pas.
+
+    ``daily`` l'est une fois par jour.
+    """
     # schedule compte sur l'heure de la machine (son issue 649) : à l'heure d'hiver, une heure sans export.
     schedule.datetime = SimpleNamespace(datetime=SteadyClock, timedelta=timedelta)  # type: ignore[attr-defined, assignment]
     scheduler = schedule.Scheduler()
     scheduler.every(seconds).seconds.do(job)  # type: ignore[arg-type]
+    scheduler.every().day.do(daily)
     while not stop:
         scheduler.run_pending()
         stop.wait(min(scheduler.idle_seconds or 0, 1))
 
 
 def again(database: Database[Document], args: argparse.Namespace) -> int:
-    """--lot."""
+    """--lot et --since."""
     try:
-        export_again(database, args.export_dir, args.lot)
+        if args.lot:
+            export_again(database, args.export_dir, args.lot)
+        else:
+            export_since(database, args.export_dir, args.since)
     except PyMongoError as error:
         raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
     except OSError as error:
@@ -220,14 +237,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     with open_client() as client:
         database = open_database(client)
-        if args.lot:
+        if args.lot or args.since:
             return again(database, args)
-        done = export(database, args, stop)
+        done = export(database, args, stop, tidy=True)
         if args.once:
             if not done:
                 raise PipelineError("L'export n'a pas pu se faire : voyez ci-dessus, puis relancez.")
             return 0
-        every(args.every, lambda: keep_on(database, args, stop), stop)
+        daily = partial(keep_on, database, args, stop, tidy=True)
+        every(args.every, lambda: keep_on(database, args, stop), stop, daily)
     log.info("Arrêt demandé : terminé.")
     return 0
 

@@ -15,45 +15,47 @@ END
 $$;
 
 -- Ajoute aux sommes les lignes écrites et en retire les lignes remplacées ou effacées, dans
--- la transaction même de l'écriture : elles ne peuvent pas s'écarter de la table ventes. Un
--- chargement à la fois s'en occupe, jusqu'à sa validation : aucun verrou mortel entre deux.
+-- la transaction même de l'écriture : elles ne peuvent pas s'écarter de la table ventes. Une
+-- écriture n'attend que celles des mêmes jours (à 64 près : leurs verrous tiennent en mémoire), et
+-- toutes les prennent dans le même ordre. Une écriture qui ajoute et modifie les prend en deux fois :
+-- si deux s'attendent alors l'une l'autre, PostgreSQL en annule une, que pg.py recommence.
 -- SECURITY DEFINER : qui peut écrire ventes n'a besoin d'aucun droit sur les sommes.
 CREATE OR REPLACE FUNCTION ventes_compter() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
-    ajouts   text := 'SELECT 1 AS signe, * FROM nouvelles';
-    retraits text := 'SELECT -1 AS signe, * FROM anciennes';
+    ajouts   text := 'SELECT 1 AS signe, * FROM nouvelles WHERE NOT annulee';
+    retraits text := 'SELECT -1 AS signe, * FROM anciennes WHERE NOT annulee';
+    lignes   text := CASE TG_OP
+        WHEN 'INSERT' THEN ajouts
+        WHEN 'DELETE' THEN retraits
+        ELSE ajouts || ' UNION ALL ' || retraits
+    END;
 BEGIN
-    PERFORM pg_advisory_xact_lock(TG_RELID::bigint);
     EXECUTE format(
-        'WITH ecarts AS (
-             SELECT
-                 date_vente::date AS jour, extract(hour FROM date_vente)::smallint AS heure, region, produit,
-                 sum(signe) AS nombre, sum(signe * montant) AS montant
+        'SELECT count(pg_advisory_xact_lock(%s, verrou))
+         FROM (
+             SELECT DISTINCT (date_vente::date - date ''0001-01-01'') %% 64 AS verrou
              FROM (%s) AS lignes
-             WHERE NOT annulee
-             GROUP BY 1, 2, 3, 4
-         ),
-         par_heure AS (
-             INSERT INTO ventes_par_heure AS h
-             SELECT * FROM ecarts
-             ON CONFLICT (jour, heure, region, produit) DO UPDATE
-                 SET nombre_ventes = h.nombre_ventes + excluded.nombre_ventes,
-                     chiffre_affaires = h.chiffre_affaires + excluded.chiffre_affaires
-         )
-         INSERT INTO ventes_par_jour AS j
-         SELECT jour, region, produit, sum(nombre), sum(montant)
-         FROM ecarts
-         GROUP BY jour, region, produit
+             ORDER BY 1
+         ) AS verrous', TG_RELID::integer, lignes);
+    EXECUTE format(
+        'INSERT INTO ventes_par_heure AS h
+         SELECT
+             date_vente::date, extract(hour FROM date_vente)::smallint, region, produit,
+             sum(signe), sum(signe * montant)
+         FROM (%s) AS lignes
+         GROUP BY 1, 2, 3, 4
+         ON CONFLICT (jour, heure, region, produit) DO UPDATE
+             SET nombre_ventes = h.nombre_ventes + excluded.nombre_ventes,
+                 chiffre_affaires = h.chiffre_affaires + excluded.chiffre_affaires', lignes);
+    EXECUTE format(
+        'INSERT INTO ventes_par_jour AS j
+         SELECT date_vente::date, region, produit, sum(signe), sum(signe * montant)
+         FROM (%s) AS lignes
+         GROUP BY 1, 2, 3
          ON CONFLICT (jour, region, produit) DO UPDATE
              SET nombre_ventes = j.nombre_ventes + excluded.nombre_ventes,
-                 chiffre_affaires = j.chiffre_affaires + excluded.chiffre_affaires',
-        CASE TG_OP
-            WHEN 'INSERT' THEN ajouts
-            WHEN 'DELETE' THEN retraits
-            ELSE ajouts || ' UNION ALL ' || retraits
-        END
-    );
+                 chiffre_affaires = j.chiffre_affaires + excluded.chiffre_affaires', lignes);
     RETURN NULL;
 END
 $$;

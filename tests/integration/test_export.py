@@ -1,7 +1,9 @@
 """L'export de MongoDB : rien de perdu, rien deux fois, quoi que l'on fasse à la base et au dossier."""
 
+import gzip
 import hashlib
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -151,6 +153,60 @@ def test_a_lost_lot_is_made_again(lab: Lab) -> None:
     lab.mongo.ventes.update_one({"_id": expected(1)[0].id}, {"$set": {"produit": "Autre"}})
     assert "ses ventes ont changé" in lab.run("schedule_export", "--lot", "1", code=1)
     assert files(lab) == before
+
+
+def test_lost_lots_are_made_again(lab: Lab) -> None:
+    """--since refait tous les lots depuis une date ; un lot changé ou effacé est dit, et n'arrête pas les autres."""
+    for start in range(0, 30, 10):
+        store(expected(30)[start : start + 10])
+        lab.run("schedule_export", "--once")
+    before = files(lab)
+    lab.mongo.lots_export.update_one({"_id": 1}, {"$set": {"ouvert": datetime.now(UTC) - timedelta(days=2)}})
+    first = {name for name in before if name.startswith("ventes_000001")}
+    for path in lab.exports.iterdir():
+        path.unlink()
+    yesterday = str(datetime.now(UTC).date() - timedelta(days=1))
+    lab.run("schedule_export", "--since", yesterday)
+    assert files(lab) == {name: content for name, content in before.items() if name not in first}
+    lab.mongo.ventes.delete_one({"_id": expected(11)[10].id})
+    assert "1 lots sur 3 n'ont pas pu être refaits" in lab.run("schedule_export", "--since", "2026-01-01", code=1)
+    assert files(lab) == before
+    assert "rien à refaire" in lab.run("schedule_export", "--since", "2999-01-01", code=1)
+    assert "n'est pas une date" in lab.run("schedule_export", "--since", "hier", code=2)
+
+
+def test_old_loaded_files_are_compressed_and_forgotten(lab: Lab) -> None:
+    """pg.py --keep : ce qui est chargé et vieux se compresse, l'export oublie ces lots ; rien d'autre ne change."""
+    ventes = expected(40)
+    for start in (0, 10, 20):
+        store(ventes[start : start + 10])
+        lab.run("schedule_export", "--once")
+    before = files(lab)
+    first, second, third = sorted(name for name in before if name.endswith(".csv"))
+    for name in (first, second):  # le troisième est trop jeune
+        os.utime((lab.exports / name).with_suffix(".json"), (0, 0))
+    lab.run("pg", str(lab.exports / first))
+    assert "1 fichiers chargés" in lab.run("pg", str(lab.exports / first), "--keep", "1d")  # le second n'est pas chargé
+    assert (lab.exports / second).exists()
+    assert "1 fichiers chargés" in lab.run("pg", "--keep", "1d")
+    assert files(lab).keys() == before.keys() - {first, second} | {f"{first}.gz", f"{second}.gz"}
+    assert gzip.decompress((lab.exports / f"{second}.gz").read_bytes()) == before[second]
+
+    store(ventes[30:])
+    assert "Lot 2 oublié" in lab.run("schedule_export", "--once")
+    assert {arrivage["lot"] for arrivage in lab.mongo.arrivages.find()} == {3, 4}
+    assert "est oublié" in lab.run("schedule_export", "--lot", "1", code=1)
+    lab.run("schedule_export", "--once", "--lot-size", "10")
+    lab.run("pg", "--keep", "1d")
+    assert lab.in_postgres()[0] == 40
+    lab.produce(40)
+    lab.consume(40)  # les mêmes messages relus : rien n'est exporté deux fois
+    assert "Rien de nouveau" in lab.run("schedule_export", "--once")
+    (lab.exports / third).unlink()
+    lab.run("schedule_export", "--lot", "3")
+    assert files(lab)[third] == before[third]
+    assert "Tout est égal" in lab.reconcile(40)
+    assert "pas un âge" in lab.run("pg", "--keep", "30", code=2)
 
 
 def test_another_folder_is_told(lab: Lab, tmp_path: Path) -> None:

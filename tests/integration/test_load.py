@@ -1,9 +1,11 @@
 """Le chargement dans PostgreSQL : ce qui est refusé, ce qui attend, ce qui a changé, et les versions."""
 
 import itertools
+import random
 import signal
+import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,12 +16,14 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from commun.settings import postgres_dsn, setting
+from exercice3.collection import to_document, to_row
 from exercice3.ventes import Vente
 from tests.former import FormerLab
 from tests.integration.test_exercice3 import write_lot
-from tests.lab import Lab, expected
+from tests.lab import Lab, expected, wait_until
 
 LINE = b"%s,P,R,10.50,2025-01-01 10:00:00\n"
+NOON = datetime(2025, 1, 1, 12)
 TOTALS = "SELECT coalesce(sum(nombre_ventes), 0), coalesce(sum(chiffre_affaires), 0) FROM {}"
 
 
@@ -191,6 +195,50 @@ def test_versions_in_one_file(lab: Lab) -> None:
 def write_versions(folder: Path, name: str, lines: list[bytes]) -> None:
     """Un lot qui a les colonnes des corrections."""
     write_lot(folder, name, lines, header=b"id,produit,region,montant,date_vente,version,annulee\n")
+
+
+def test_several_loaders_agree(lab: Lab) -> None:
+    """Trois chargements à la fois, de lots qui se partagent ventes, versions et sommes : rien ne manque."""
+    lab.run("pg")
+    dice, wanted, bunches = random.Random(1), dict[str, Vente](), list[list[Vente]]()
+    for _ in range(24):
+        bunch: dict[tuple[str, int], Vente] = {}
+        for _ in range(150):
+            id, version = f"v{dice.randrange(600)}", dice.randrange(1, 5)
+            hours = zlib.crc32(f"{id} {version}".encode()) % 48  # la même version est toujours la même
+            when, cancelled = NOON + timedelta(hours=hours), version > 1 and hours % 4 == 0
+            vente = Vente(id, f"P{hours % 3}", f"R{hours % 5}", Decimal(hours + 1), when, version, cancelled)
+            bunch[id, version] = vente
+            if version > wanted.get(id, vente).version or id not in wanted:
+                wanted[id] = vente
+        bunches.append(list(bunch.values()))
+    for number, ventes in enumerate(bunches, start=1):
+        lines = [",".join(to_row(to_document(vente, NOON))).encode() + b"\n" for vente in ventes]
+        write_versions(lab.exports, f"ventes_{number:06d}_x", lines)
+    loaders = [lab.start("pg") for _ in range(3)]
+    for loader in loaders:
+        assert loader.process.wait(120) == 0, loader.text
+    assert lab.sql("SELECT count(*), sum(rejetees) FROM ventes_chargements") == [(24, 0)]
+    found = lab.sql("SELECT id, produit, region, montant, date_vente, version, annulee FROM ventes")
+    assert {row[0]: Vente(*row) for row in found} == wanted
+    assert len(sums(lab)) == 1
+
+
+def test_a_deadlock_is_begun_again(lab: Lab) -> None:
+    """Un autre programme tient les sommes d'un jour, et attend celles d'un jour que pg.py tient : pg.py recommence."""
+    lab.run("pg")
+    write_lot(lab.exports, "ventes_000001_x", [LINE % b"a", b"b,P,R,1,2025-01-02 10:00:00\n"])
+    day = "SELECT pg_advisory_xact_lock('ventes'::regclass::integer, (date %s - date '0001-01-01') %% 64)"
+    with closing(psycopg2.connect(**postgres_dsn())) as other, other.cursor() as cursor:
+        cursor.execute(day, ("2025-01-02",))
+        loader = lab.start("pg")
+        wait_until(lambda: lab.sql("SELECT 1 FROM pg_locks WHERE NOT granted") != [], 60, lambda: loader.text)
+        with suppress(psycopg2.errors.DeadlockDetected):  # sur une machine lente, c'est lui que PostgreSQL annule
+            cursor.execute(day, ("2025-01-01",))
+        other.rollback()
+        assert loader.process.wait(60) == 0, loader.text
+    assert "2 nouvelles" in loader.text
+    assert sums(lab) == {(2, Decimal("11.50"))}
 
 
 def test_a_base_of_the_former_version_goes_on(stack: None, tmp_path: Path) -> None:

@@ -260,6 +260,17 @@ class Collection:
 
         self.world.ask(steps())
 
+    def delete_many(self, wanted: Document) -> None:
+        """Comme pymongo."""
+
+        def steps() -> Iterator[None]:
+            for id, document in list(self.documents.items()):
+                if matches(document, wanted):
+                    self.documents.pop(id, None)
+                    yield
+
+        self.world.ask(steps())
+
 
 class Pipeline:
     """Kafka (deux partitions), MongoDB et le dossier d'export."""
@@ -318,6 +329,14 @@ class Pipeline:
             except AutoReconnect:
                 self.world.turn()
 
+    def forget(self, passes: int) -> None:
+        """Un export qui oublie des lots, dont pg.py a compressé le fichier."""
+        for _ in range(passes):
+            try:
+                history.forget_archived(self, Path())  # type: ignore[arg-type]
+            except AutoReconnect:
+                self.world.turn()
+
     def mishaps(self) -> None:
         """Groupe remis à zéro, topic recréé."""
         for _ in range(self.dice.randint(0, 3)):
@@ -369,6 +388,8 @@ def live(seed: int) -> str:
     lives: list[Callable[[], None]] = [pipeline.mishaps] if dice.random() < 0.4 else []
     lives += [lambda: pipeline.consume(dice.randint(2, 8), dice.randint(1, 6)) for _ in range(dice.randint(1, 3))]
     lives += [lambda: pipeline.export(dice.randint(1, 4), dice.randint(1, 6)) for _ in range(dice.randint(1, 3))]
+    if dice.random() < 0.5:
+        lives.append(lambda: pipeline.forget(dice.randint(1, 20)))
     world.deaths = {number: dice.randint(1, 150) for number in range(len(lives)) if dice.random() < 0.4}
 
     def new_name() -> str:
@@ -384,6 +405,7 @@ def live(seed: int) -> str:
         mock.patch.object(schedule_export, "to_csv", to_csv),
         mock.patch.object(history, "to_csv", to_csv),
         mock.patch.object(lots, "write", pipeline.write),
+        mock.patch.object(lots, "archived", return_value=SimpleNamespace(exists=lambda: dice.random() < 0.7)),
         mock.patch.object(schedule_export, "sweep", sweep),
         mock.patch.object(
             schedule_export, "_try", lambda database, lot, folder, _: schedule_export.finish_lot(database, lot, folder)

@@ -52,6 +52,8 @@ def test_reset_knows_what_the_export_writes(tmp_path: Path) -> None:
     """« make reset » efface ce que l'export écrit, et rien d'autre : lots, historique, brouillons d'un export tué."""
     lots.write(tmp_path / lots.name_of(12, ["a", "b"]), [to_csv(ROWS)])
     lots.write(tmp_path / lots.FULL_NAME, [to_csv(ROWS)])
+    lots.write(tmp_path / lots.name_of(11, ["z"]), [to_csv(ROWS)])
+    lots.archive(tmp_path / lots.name_of(11, ["z"]))
     (tmp_path / f".{lots.name_of(13, ['c'])}.0123abcd.tmp").touch()
     (tmp_path / "ventes_mars.csv").touch()
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in exported_files(tmp_path)} == {

@@ -3,11 +3,13 @@
 import csv
 import hashlib
 import io
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exercice3 import rows as module
 from exercice3.lots import BadFile
 from exercice3.rows import Rows
 from exercice3.ventes import FIELDS
@@ -23,21 +25,25 @@ def to_csv(table: list[list[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def read_all(rows: Rows, size: int) -> list[list[str]]:
-    """Ce que COPY recevrait, lu par bouts de ``size`` caractères."""
+def read_all(rows: Rows, size: int = module.BLOCK_BYTES) -> list[list[str]]:
+    """Ce que COPY recevrait, lu par blocs de ``size`` octets."""
     text = ""
-    while part := rows.read(size):
-        text += part
+    with mock.patch.object(module, "BLOCK_BYTES", size):
+        while part := rows.read():
+            text += part
     return list(csv.reader(io.StringIO(text, newline="")))
 
 
 @given(tables, st.integers(1, 200))
 def test_any_table_passes_whole(table: list[list[str]], size: int) -> None:
-    """Toute table passe telle quelle, numérotée, quelle que soit la taille des lectures."""
+    """Toute table passe telle quelle, numérotée, quels que soient les blocs, avec ou sans guillemets."""
     content = to_csv(table)
     rows = Rows(io.BytesIO(content))
-    assert [row[1:] for row in read_all(rows, size)] == [[*row, "1", "false", "", ""] for row in table]
-    assert rows.lines == len(table)
+    found = read_all(rows, size)
+    assert [row[1:] for row in found] == [[*row, "1", "false", "", ""] for row in table]
+    heights = [1 + sum(cell.count("\n") for cell in row) for row in table]
+    assert [int(row[0]) for row in found] == [2 + sum(heights[:place]) for place in range(len(table))]
+    assert (rows.lines, rows.last) == (len(table), 1 + sum(heights))
     assert rows.digest.hexdigest() == hashlib.sha256(content).hexdigest()
 
 
@@ -96,16 +102,31 @@ def test_what_the_base_cannot_write_is_refused() -> None:
     assert bad[-2:] == ["caractère que la base ne sait pas écrire (latin-1)", "b,\\u30c6\\u30ec\\u30d3,r,1,d"]
 
 
-@pytest.mark.parametrize(
-    ("size", "parts"), [(1, [1, 1, 1, 1]), (24, [1, 1, 1, 1]), (25, [2, 2]), (49, [3, 1]), (-1, [4])]
-)
-def test_reads_are_bounded(size: int, parts: list[int]) -> None:
-    """Une lecture s'arrête dès qu'elle a ``size`` caractères : la mémoire ne suit pas la taille du fichier."""
-    rows = Rows([to_csv([]), *[b"a,pp,r,1,d\n"] * 4])  # 24 caractères chacune, numéro et fin de ligne compris
+@pytest.mark.parametrize("line", [b"a,pp,r,1,d\n", b'a,"p",r,1,d\n'])
+@pytest.mark.parametrize(("size", "parts"), [(1, [1, 1, 1, 1]), (11, [1, 1, 1, 1]), (13, [2, 2]), (100, [4])])
+def test_reads_are_bounded(line: bytes, size: int, parts: list[int]) -> None:
+    """Un bloc s'arrête à BLOCK_BYTES octets : la mémoire ne suit pas la taille du fichier."""
+    rows = Rows([to_csv([]), *[line] * 4])
     found = []
-    while part := rows.read(size):
-        found.append(part.count("\n"))
+    with mock.patch.object(module, "BLOCK_BYTES", size):
+        while part := rows.read():
+            found.append(part.count("\n"))
     assert found == parts
+
+
+def test_a_plain_row_beside_an_odd_one() -> None:
+    """Une ligne à guillemets, au milieu d'un bloc, ne change ni ses voisines ni leurs numéros."""
+    content = to_csv([]) + GOOD + b'b,"p,q",r,1,d\n' + GOOD
+    assert [row[:3] for row in read_all(Rows(io.BytesIO(content)))] == [
+        ["2", "a", "p"],
+        ["3", "b", "p,q"],
+        ["4", "a", "p"],
+    ]
+
+
+def test_a_last_line_without_end_is_read() -> None:
+    """La dernière ligne n'a pas de fin de ligne : elle est lue quand même."""
+    assert [row[:2] for row in read_all(Rows(io.BytesIO(to_csv([]) + GOOD + GOOD[:-1])))] == [["2", "a"], ["3", "a"]]
 
 
 def test_the_expected_header_is_told() -> None:

@@ -5,11 +5,13 @@ from collections import Counter
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exercice3.consumer import sort_messages
 from exercice3.ventes import (
     CENT,
     MONTANT_MAX,
@@ -215,3 +217,26 @@ def test_identifiers_carry_run_and_number(seed: int, number: int) -> None:
     """L'identifiant rend sa graine et son numéro ; un autre identifiant n'en rend pas."""
     assert run_of(f"{seed:08x}-{number:08d}") == (seed, number)
     assert run_of(f"V{number}") is None
+
+
+class Sent:
+    """Un message de Kafka : une valeur, et son heure d'envoi en millisecondes."""
+
+    def __init__(self, value: bytes, when: float) -> None:
+        self._value, self._when = value, int(when)
+
+    def value(self) -> bytes:
+        """Ses octets."""
+        return self._value
+
+    def timestamp(self) -> tuple[int, int]:
+        """Nature et instant."""
+        return 1, self._when
+
+
+@pytest.mark.parametrize(("sent", "good"), [(NOW.timestamp() * 1000, True), (-1, False), (1e17, False)])
+def test_a_late_clock_buries_no_sale(sent: float, good: bool) -> None:
+    """L'horloge du consommateur retarde de deux mois : une vente d'hier n'est pas dans le futur, Kafka le sait."""
+    messages: list[Any] = [Sent(json.dumps(GOOD).encode(), sent)]
+    batches, rejected = sort_messages(messages, NOW - timedelta(days=60))
+    assert (len(batches[0]), len(rejected)) == (int(good), int(not good))
