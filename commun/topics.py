@@ -15,6 +15,7 @@ _READER = {
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 10,  # la fin de la partition se sait tout de suite
     "fetch.queue.backoff.ms": 10,
+    "queued.max.messages.kbytes": 16_384,  # borne la mémoire : ce qui est lu d'avance, par partition
 }
 
 
