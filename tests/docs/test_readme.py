@@ -25,7 +25,7 @@ CONNECT_PORT, POSTGRES_PORT = "8083", "5432"  # ceux du .env livré ; le vôtre 
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
     *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
-    "exercice2/dead_letters.py",
+    *(f"exercice{number}/dead_letters.py" for number in (1, 2, 3)),
     *(f"exercice2/verification/{name}.py" for name in ("chaos", "compare_windows")),
     *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
     *(f"tableau/{name}.py" for name in ("apercu", "build_workbook", "draw")),
