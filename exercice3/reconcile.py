@@ -3,6 +3,7 @@
     python reconcile.py                  compare maintenant
     python reconcile.py --wait 30        attend jusqu'à 30 s que tout soit arrivé
     python reconcile.py --expect 10000   exige en plus 10 000 ventes produites
+    python reconcile.py --full           relit tout, sans se fier à la dernière fois
 
 Étapes : produites (ce que Kafka a confirmé à producer.py, refait à partir de la graine de chaque suite), Kafka
 (ventes distinctes du topic), MongoDB, fichiers CSV terminés, PostgreSQL, ses sommes par jour, la vue des tableaux
@@ -10,25 +11,35 @@ de bord. Chaque étape est comparée à la première, par région et par produit
 Termine avec le code 0 si tout est égal, ou en route : les positions du groupe, les arrivages sans lot et les fichiers
 pas encore chargés disent ce qui peut manquer à chaque étape. 1 si une différence reste sans explication, en disant
 où ; 1 aussi si, avec --wait, tout n'est pas arrivé à temps.
-Ne garantit pas : qu'une vente changée d'une étape à l'autre se voie tant qu'elle peut passer pour une vente en route ;
-arrêtez producer.py, puis --wait. Les dates ne se comparent pas.
+Ne lit que ce qui est venu depuis la dernière fois où tout était égal : ce point est dans ventes-stream-verifie. À la
+moindre différence, il relit tout, et c'est ce verdict-là qui compte.
+Ne garantit pas : sans --full, qu'une vente changée après avoir été vérifiée se voie ; ni qu'une vente changée entre
+deux étapes se voie tant qu'elle peut passer pour une vente en route : arrêtez producer.py, puis --wait. Les dates ne se
+comparent pas.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from commun.cli import Parser, french_number, positive, run
 from commun.kafka import client_config
 from commun.settings import export_dir
+from exercice3.verification.point import OTHERS_MAX, STATES_MAX, Point, Reread, rows_of, save
+from exercice3.verification.produced import Kafka, Produced
 from exercice3.verification.stages import (
+    Files,
+    Lots,
+    Topics,
     finished_lots,
     from_files,
     from_kafka,
     from_mongodb,
-    from_postgres,
+    last_point,
     open_topics,
+    postgres,
 )
 from exercice3.verification.totals import Totals, differences, on_the_way
 
@@ -58,19 +69,65 @@ def show(steps: Sequence[Totals]) -> None:
             print(f"{value:<28}{french_number(count):>10}{french_number(cents / 100, 2):>18}   {verdict}")
 
 
-def collect(args: argparse.Namespace) -> tuple[list[Totals], int]:
-    """Les sept étapes, et les messages effacés par Kafka que rien ne nomme.
+@dataclass
+class Audit:
+    """Ce qui a été lu : les sept étapes, et de quoi en faire un point."""
+
+    steps: list[Totals]
+    topics: Topics
+    lots: Lots
+    files: Files
+    documents: int
+    kafka: Kafka
+    produced: Produced
+
+
+def collect(args: argparse.Namespace, *, full: bool) -> Audit:
+    """Tout, ou ce qui est venu depuis le dernier point. Lève Reread s'il ne suffit pas.
 
     De la fin vers le début : une vente en route manque à la fin, jamais au début. Ce qui l'explique (fichiers chargés,
     lots terminés, positions validées) se lit avant l'étape où elle peut manquer.
     """
-    in_postgres, loaded = from_postgres()
-    finished = finished_lots()
-    files = from_files(args.export_dir, loaded)
-    topics = open_topics(client_config({}, (), args.bootstrap_servers), args.topic, args.group)
-    mongodb = from_mongodb(finished)
-    first, kafka, unknown = from_kafka(topics, args.topic)
-    return [first, kafka, mongodb, files, *in_postgres], unknown
+    config = client_config({}, (), args.bootstrap_servers)
+    point = None if full else last_point(open_topics(config, args.topic, args.group), args.topic)
+    with postgres() as snapshot:
+        in_postgres, loaded = snapshot.steps(point), snapshot.loaded()
+        if point and point.file not in {name for name, _ in loaded}:
+            raise Reread
+        finished = finished_lots(point)
+        files = from_files(args.export_dir, loaded, point)
+        snapshot.add(in_postgres[0], files.ids)
+    topics = open_topics(config, args.topic, args.group)
+    mongodb, documents = from_mongodb(finished, point)
+    kafka, produced = from_kafka(topics, args.topic, point)
+    steps = [produced.totals, kafka.totals, mongodb, files.totals, *in_postgres]
+    return Audit(steps, topics, finished, files, documents, kafka, produced)
+
+
+def audit(args: argparse.Namespace) -> tuple[Audit, list[str]]:
+    """Ce qui est nouveau, puis tout s'il y a une différence ; et les différences."""
+    if not args.full:
+        try:
+            read = collect(args, full=False)
+            if not (found := differences(read.steps, args.expect, read.produced.unknown)):
+                return read, found
+        except Reread:
+            pass
+    read = collect(args, full=True)
+    return read, differences(read.steps, args.expect, read.produced.unknown)
+
+
+def point_of(read: Audit) -> Point | None:
+    """Le point d'une lecture où tout est arrivé ; None si un lot vient d'être écrit, ou s'il serait trop gros."""
+    distinct, lot = read.kafka.distinct, max(read.lots, default=0)
+    if not lot or read.files.last > lot or len(distinct.others) > OTHERS_MAX or read.produced.unknown:
+        return None
+    return Point(
+        read.topics.topic_id, {str(number): offset for number, offset in read.topics.committed.items()}, lot,
+        read.lots[lot], read.documents, rows_of(read.steps[0]), rows_of(read.kafka.foreign.totals),
+        {str(seed): numbers.ranges() for seed, numbers in distinct.runs.items()}, sorted(distinct.others),
+        read.produced.made, dict(list(read.produced.states.items())[-STATES_MAX:]), read.produced.corrections,
+    )  # fmt: skip
 
 
 def verdict(steps: Sequence[Totals], found: Sequence[str], waited: float) -> int:
@@ -102,6 +159,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers exportés"
     )
+    parser.option("--full", action="store_true", help="relit tout, sans se fier à la dernière fois")
     parser.option("--expect", type=positive(zero=True), help="nombre de ventes qui doivent avoir été produites")
     parser.option(
         "--wait", type=positive(float, zero=True), default=0.0, help="attend S secondes au plus que tout soit arrivé"
@@ -114,13 +172,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_options(argv)
     deadline = time.monotonic() + args.wait
     while True:
-        steps, unknown = collect(args)
-        found = differences(steps, args.expect, unknown)
-        if not (found or on_the_way(steps)) or time.monotonic() > deadline:
+        read, found = audit(args)
+        equal = not (found or on_the_way(read.steps))
+        if equal or time.monotonic() > deadline:
             break
         time.sleep(RETRY_SECONDS)
-    show(steps)
-    return verdict(steps, found, args.wait)
+    if equal and (point := point_of(read)):
+        save(read.topics.config, args.topic, point)
+    show(read.steps)
+    return verdict(read.steps, found, args.wait)
 
 
 if __name__ == "__main__":

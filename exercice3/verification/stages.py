@@ -6,7 +6,7 @@ Lues de la fin vers le début : une vente qui avance pendant la lecture manque �
 import csv
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -21,18 +21,22 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from commun.errors import START_HINT, PipelineError
+from commun.group_positions import identity
 from commun.kafka import Config, admin_config, connect
 from commun.settings import postgres_dsn
-from commun.topics import bounds, read_topic
+from commun.topics import bounds, read_from
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, account_error, explain, open_client, open_database, to_row
 from exercice3.confirmations import SUFFIX, read_promises
-from exercice3.lots import BadFile, manifests, open_file, read_manifest
+from exercice3.lots import BadFile, manifests, number_of, open_file, read_manifest
 from exercice3.ventes import CENT, InvalidVente, Vente, parse
-from exercice3.verification.produced import ANY_DATE, Kafka, produced
+from exercice3.verification.point import SUFFIX as POINT_SUFFIX
+from exercice3.verification.point import Point, Reread, read_point, totals_of
+from exercice3.verification.produced import ANY_DATE, Kafka, Produced, produced
 from exercice3.verification.totals import Latest, Totals
 
 KAFKA_SECONDS = 10.0
+IDS_SIZE = 10_000
 FAR = datetime(9000, 1, 1)  # noqa: DTZ001 - le verdict ne dépend pas du jour où l'on compare
 IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
     ("PostgreSQL", "ventes WHERE NOT annulee", "montant", "count(*)"),
@@ -41,7 +45,7 @@ IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
 )
 
 Place = tuple[int, int]  # partition, offset
-Lots = set[int]
+Lots = dict[int, str]  # numéro → fichier
 Loaded = set[tuple[str, str]]  # nom et somme des fichiers chargés
 
 
@@ -55,38 +59,42 @@ class Topics:
     config: Config
     names: dict[str, list[int]]  # topic → partitions
     committed: dict[int, int]  # partition → position validée
+    topic_id: str
 
-    def read(self, topic: str) -> Iterator[Message]:
-        """Tous les messages d'un topic ; aucun s'il n'existe pas."""
-        return read_topic(self.config, topic, self.names.get(topic, []))
+    def read(self, topic: str, point: Point | None = None) -> Iterator[Message]:
+        """Tous les messages d'un topic, ou ceux qui sont venus depuis le point ; aucun s'il n'existe pas."""
+        starts = {number: point.offsets.get(str(number), 0) if point else 0 for number in self.names.get(topic, [])}
+        return read_from(self.config, topic, starts)
 
 
 def open_topics(config: Config, topic: str, group: str) -> Topics:
     """Lit les positions du groupe. Lève PipelineError si Kafka ne répond pas."""
     consumer = connect(Consumer, config | {"group.id": group, "enable.auto.commit": False})
     try:
-        known = connect(AdminClient, admin_config(config)).list_topics(timeout=KAFKA_SECONDS).topics
+        admin = connect(AdminClient, admin_config(config))
+        known = admin.list_topics(timeout=KAFKA_SECONDS).topics
         names = {name: sorted(found.partitions) for name, found in known.items() if not found.error}
         there = [TopicPartition(topic, number) for number in names.get(topic, [])]
         places = consumer.committed(there, timeout=KAFKA_SECONDS) if there else []
+        topic_id = identity(admin, topic) or ""
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {START_HINT}.") from error
     finally:
         consumer.close()
-    return Topics(config, names, {place.partition: max(place.offset, 0) for place in places})
+    return Topics(config, names, {place.partition: max(place.offset, 0) for place in places}, topic_id)
 
 
-def from_kafka(topics: Topics, topic: str) -> tuple[Totals, Totals, int]:
-    """Ce que producer.py a dû produire, les ventes distinctes du topic, et les messages effacés restés sans nom."""
+def from_kafka(topics: Topics, topic: str, point: Point | None = None) -> tuple[Kafka, Produced]:
+    """Les ventes distinctes du topic, et ce que producer.py a dû produire."""
     promises, odd = read_promises(message.value() for message in topics.read(topic + SUFFIX))
     dead = dead_letters(topics, topic)
-    kafka = Kafka(promises)
+    kafka = Kafka(promises, point)
     invalid = buried = unseen = 0
 
     def ventes() -> Iterator[tuple[Vente, bool]]:
         nonlocal invalid, buried, unseen
         invalid = buried = unseen = 0
-        for message in topics.read(topic):
+        for message in topics.read(topic, point):
             place, value = (message.partition() or 0, message.offset() or 0), message.value()
             late = place[1] >= topics.committed.get(place[0], 0)
             is_dead = dead.get(place) == _print(value)
@@ -102,14 +110,18 @@ def from_kafka(topics: Topics, topic: str) -> tuple[Totals, Totals, int]:
             else:
                 yield vente, late
 
-    purged = sum(
-        bounds(topics.config, TopicPartition(topic, number), None)[0] for number in topics.names.get(topic, [])
-    )
+    purged = 0
+    for number in topics.names.get(topic, []):
+        low, high = bounds(topics.config, TopicPartition(topic, number), None)
+        known = point.offsets.get(str(number), 0) if point else 0
+        purged += max(0, low - known)
+        if point and known > min(high, topics.committed.get(number, 0)):
+            raise Reread  # le groupe, ou le topic, est revenu en arrière
     for vente, late in ventes():
         kafka.add(vente, late)
     for latest in (kafka, kafka.foreign):
         if latest.corrected:
-            latest.replace(vente for vente, _ in ventes())
+            forget(latest.replace(vente for vente, _ in ventes()), point)
     totals = kafka.totals
     totals.notes += [f"{kafka.repeated} messages répétés"] if kafka.repeated else []
     totals.notes += [f"{invalid} messages invalides"] if invalid else []
@@ -117,8 +129,21 @@ def from_kafka(topics: Topics, topic: str) -> tuple[Totals, Totals, int]:
     totals.notes += [f"{odd} messages illisibles dans {topic}{SUFFIX}"] if odd else []
     if unseen:
         totals.faults.append(f"{unseen} messages lus par consumer.py ne sont ni des ventes ni des lettres mortes")
-    first, unknown = produced(kafka, purged)
-    return first, totals, unknown
+    return kafka, produced(kafka, purged)
+
+
+def forget(missing: Collection[str], point: Point | None) -> None:
+    """Une correction d'une vente d'avant le point : lève Reread, car il faut savoir ce qu'elle valait."""
+    if missing and point:
+        raise Reread
+
+
+def last_point(topics: Topics, topic: str) -> Point | None:
+    """Le dernier point, s'il est de ce topic-ci."""
+    point = None
+    for message in topics.read(topic + POINT_SUFFIX):
+        point = read_point(message.value())
+    return point if point and point.topic_id == topics.topic_id != "" else None
 
 
 def dead_letters(topics: Topics, topic: str) -> dict[Place, bytes]:
@@ -139,46 +164,62 @@ def _print(value: bytes | None) -> bytes:
 # --- MongoDB ---
 
 
-def finished_lots() -> Lots:
-    """Numéros des lots terminés."""
+def finished_lots(point: Point | None = None) -> Lots:
+    """Les lots terminés, depuis le point : numéro → fichier. Lève Reread si le lot du point n'est plus le même."""
     with mongo() as database:
-        return {lot["_id"] for lot in database.lots_export.find({"termine": True}, {"_id": 1})}
+        wanted = {"termine": True, "_id": {"$gte": point.lot if point else 0}}
+        lots = database.lots_export.find(wanted, {"manifeste.fichier": 1})
+        found = {lot["_id"]: lot.get("manifeste", {}).get("fichier", "") for lot in lots}
+    if point and found.get(point.lot) != point.file:
+        raise Reread
+    return found
 
 
-class mongo:
-    """La base des ventes, le temps d'un « with » ; une erreur de MongoDB y devient une PipelineError."""
-
-    def __enter__(self) -> Database[Document]:
-        self.client = open_client()
-        return open_database(self.client)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.client.close()
-        if isinstance(error, PyMongoError):
-            raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
+@contextmanager
+def mongo() -> Iterator[Database[Document]]:
+    """La base des ventes, le temps d'un « with » ; lève PipelineError si MongoDB ne répond pas, ou refuse."""
+    try:
+        with open_client() as client:
+            yield open_database(client)
+    except PyMongoError as error:
+        raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
 
 
-def from_mongodb(finished: Collection[int]) -> Totals:
-    """Les ventes de MongoDB ; en route, celles qu'aucun lot de ``finished`` ne porte."""
-    latest = Latest(Totals("MongoDB"))
+def from_mongodb(finished: Collection[int], point: Point | None = None) -> tuple[Totals, int]:
+    """Les ventes de MongoDB, et le nombre de ses documents ; en route, celles qu'aucun lot de ``finished`` ne porte."""
+    latest = Latest(totals_of("MongoDB", point.rows if point else ()))
     with mongo() as database:
-        names, others = unfinished(database, finished)
-        add_groups(database, {"version": None}, latest.totals)
+        before = database.ventes.estimated_document_count()
+        names, others = unfinished(database, finished, point)
         # Sans arrivage : d'un autre programme, ou de la version d'avant.
         alone: Document = {"arrivage": None, "lot_export": {"$in": [None, 0, *others]}}
-        for wanted in [alone, *({"arrivage": {"$in": part}} for part in parts(names))]:
-            add_groups(database, {"version": None, **wanted}, latest.late)
-        late = set(names)
-        for document in database.ventes.find({"version": {"$gt": 1}}):
-            latest.add(from_row(to_row(document)), document.get("arrivage") in late)
+        late = [alone, *({"arrivage": {"$in": part}} for part in parts(names))]
+        since: list[Document] = [{}]
+        if point:
+            lots = [number for number in finished if number > point.lot]
+            done = [found["_id"] for part in parts(lots) for found in database.arrivages.find({"lot": {"$in": part}})]
+            since = [*late, *({"arrivage": {"$in": part}} for part in parts(done))]
+        for queries, totals in ((since, latest.totals), (late, latest.late)):
+            for wanted in queries:
+                add_groups(database, {"version": None, **wanted}, totals)
+        late_names = set(names)
+        for document in (found for one in since for found in database.ventes.find({"version": {"$gt": 1}, **one})):
+            latest.add(from_row(to_row(document)), document.get("arrivage") in late_names)
         firsts = (database.ventes.find({"_id": {"$in": part}}) for part in parts(latest.corrected))
         latest.replace(from_row(to_row(document)) for found in firsts for document in found)
-    return latest.totals
+        after = database.ventes.estimated_document_count()
+    new = latest.totals.count.total() - (sum(row[2] for row in point.rows) if point else 0)
+    if point and (latest.corrected or not before <= point.documents + new <= after):
+        raise Reread  # une correction, ou des documents effacés, ou venus d'ailleurs
+    return latest.totals, after
 
 
-def unfinished(database: Database[Document], finished: Collection[int]) -> tuple[list[str], list[int]]:
+def unfinished(
+    database: Database[Document], finished: Collection[int], point: Point | None
+) -> tuple[list[str], list[int]]:
     """Les arrivages qu'aucun lot terminé ne porte, et les numéros des lots ouverts, ou terminés depuis."""
-    others = [lot["_id"] for lot in database.lots_export.find({}, {"_id": 1}) if lot["_id"] not in finished]
+    after = {"_id": {"$gt": point.lot if point else 0}}
+    others = [lot["_id"] for lot in database.lots_export.find(after, {"_id": 1}) if lot["_id"] not in finished]
     wanted = [{"lot": None}, *({"lot": {"$in": part}} for part in parts([0, *others]))]
     return [found["_id"] for one in wanted for found in database.arrivages.find(one, {"_id": 1})], others
 
@@ -217,16 +258,27 @@ def from_row(row: Sequence[str]) -> Vente:
     return Vente(id, produit, region, amount, ANY_DATE, int(number), cancelled == "true")
 
 
-def from_files(folder: Path, loaded: Loaded) -> Totals:
+@dataclass
+class Files:
+    """Les ventes des fichiers terminés, le numéro du dernier, et les identifiants lus, s'il y a un point."""
+
+    totals: Totals
+    last: int
+    ids: list[str]
+
+
+def from_files(folder: Path, loaded: Loaded, point: Point | None = None) -> Files:
     """Les ventes des fichiers terminés ; en route, celles des fichiers qui ne sont pas de ``loaded``.
 
     Une vente dans deux fichiers est une faute.
     """
-    latest = Latest(Totals("CSV"))
+    latest = Latest(totals_of("CSV", point.rows if point else ()), point.distinct() if point else None)
     faults: set[str] = set()
+    ids: list[str] = []
+    paths = [path for path in manifests(folder) if not point or number_of(path) > point.lot]
 
     def ventes() -> Iterator[tuple[Vente, bool]]:
-        for path in manifests(folder):
+        for path in paths:
             name = path.with_suffix(".csv").name
             try:
                 manifest = read_manifest(path)
@@ -245,12 +297,14 @@ def from_files(folder: Path, loaded: Loaded) -> Totals:
 
     for vente, late in ventes():
         latest.add(vente, late)
+        if point:
+            ids.append(vente.id)
     if latest.corrected:
-        latest.replace(vente for vente, _ in ventes())
+        forget(latest.replace(vente for vente, _ in ventes()), point)
     latest.totals.faults += sorted(faults)
     if latest.repeated:
         latest.totals.faults.append(f"{latest.repeated} ventes sont dans deux fichiers")
-    return latest.totals
+    return Files(latest.totals, max(map(number_of, paths), default=point.lot if point else 0), ids)
 
 
 def _text(file: Iterable[bytes], digest: Any) -> Iterator[str]:
@@ -262,32 +316,60 @@ def _text(file: Iterable[bytes], digest: Any) -> Iterator[str]:
 # --- PostgreSQL ---
 
 
-def from_postgres() -> tuple[list[Totals], Loaded]:
-    """Les ventes de PostgreSQL, ce que les tableaux de bord en montrent, et les fichiers chargés, au même instant."""
-    found, loaded = [], Loaded()
-    try:
-        connection = psycopg2.connect(
+class Snapshot:
+    """PostgreSQL à un instant : ses ventes, ce que les tableaux de bord en montrent, les fichiers chargés."""
+
+    def __init__(self) -> None:
+        self.connection = psycopg2.connect(
             **postgres_dsn(), connect_timeout=5, application_name="reconcile.py", client_encoding="UTF8"
         )
-        connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-        with connection, connection.cursor() as cursor:
+        self.connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
 
-            def ask(relation: str, query: str) -> list[tuple[Any, ...]]:
-                cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (relation.split(maxsplit=1)[0],))
-                if cursor.fetchone() != (True,):
-                    return []
-                cursor.execute(query)
-                return list(cursor)
+    def ask(self, relation: str, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Les lignes d'une requête ; aucune si la table n'existe pas."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (relation.split(maxsplit=1)[0],))
+            if cursor.fetchone() != (True,):
+                return []
+            cursor.execute(query, values or None)
+            return list(cursor)
 
-            for name, relation, amount, count in IN_POSTGRES:
-                found.append(Totals(name))
-                sums = f"SELECT region, produit, sum({amount}), {count} FROM {relation} GROUP BY 1, 2"  # noqa: S608
-                for region, produit, euros, ventes in ask(relation, sums):
-                    found[-1].add(region, produit, euros, int(ventes))
-            loaded = set(ask("ventes_chargements", "SELECT fichier, sha256 FROM ventes_chargements"))
-            for (rejects,) in ask("ventes_rejets", "SELECT count(*) FROM ventes_rejets HAVING count(*) > 0"):
-                found[0].notes.append(f"{rejects} lignes rejetées")
-        connection.close()
+    def steps(self, point: Point | None = None) -> list[Totals]:
+        """Les trois étapes ; la première, depuis le point, est à compléter (``add``)."""
+        found = []
+        for name, relation, amount, count in IN_POSTGRES:
+            known = point if relation.startswith("ventes ") else None
+            found.append(totals_of(name, known.rows if known else ()))
+            if not known:
+                self._sum(found[-1], relation, f"sum({amount}), {count} FROM {relation}")
+        for (rejects,) in self.ask("ventes_rejets", "SELECT count(*) FROM ventes_rejets HAVING count(*) > 0"):
+            found[0].notes.append(f"{rejects} lignes rejetées")
+        return found
+
+    def add(self, totals: Totals, ids: Sequence[str]) -> None:
+        """Ajoute ces ventes-là."""
+        for start in range(0, len(ids), IDS_SIZE):
+            wanted = "sum(montant), count(*) FROM ventes WHERE NOT annulee AND id = ANY(%s)"
+            self._sum(totals, "ventes", wanted, ids[start : start + IDS_SIZE])
+
+    def _sum(self, totals: Totals, relation: str, query: str, *values: object) -> None:
+        rows = self.ask(relation, f"SELECT region, produit, {query} GROUP BY 1, 2", *values)
+        for region, produit, euros, count in rows:
+            totals.add(region, produit, euros, int(count))
+
+    def loaded(self) -> Loaded:
+        """Les fichiers chargés."""
+        return set(self.ask("ventes_chargements", "SELECT fichier, sha256 FROM ventes_chargements"))
+
+
+@contextmanager
+def postgres() -> Iterator[Snapshot]:
+    """PostgreSQL, le temps d'un « with » ; lève PipelineError s'il ne répond pas."""
+    try:
+        snapshot = Snapshot()
+        try:
+            yield snapshot
+        finally:
+            snapshot.connection.close()
     except psycopg2.OperationalError as error:
         raise PipelineError(f"PostgreSQL ne répond pas : {START_HINT}.") from error
-    return found, loaded

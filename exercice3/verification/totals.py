@@ -44,6 +44,11 @@ class Totals:
         self.count.update(other.count)
         self.cents.update(other.cents)
 
+    def minus(self, other: "Totals") -> None:
+        """Retire les ventes d'un autre compte."""
+        self.count.subtract(other.count)
+        self.cents.subtract(other.cents)
+
     def by(self, axis: int) -> dict[str, tuple[int, int]]:
         """Nombre et centimes par région (``axis`` 0) ou par produit (``axis`` 1)."""
         result: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -60,8 +65,18 @@ class Numbers:
         self._chunks: dict[int, bytearray] = {}
         self._length = 0
         for first, last in ranges:
-            for number in range(first, last + 1):
+            self._add_range(first, last)
+
+    def _add_range(self, first: int, last: int) -> None:
+        number = first
+        while number <= last:
+            if number % CHUNK_BITS == 0 and number + CHUNK_BITS - 1 <= last:  # tout un morceau d'un coup
+                self._chunks[number // CHUNK_BITS] = bytearray(b"\xff" * (CHUNK_BITS // 8))
+                self._length += CHUNK_BITS
+                number += CHUNK_BITS
+            else:
                 self.add(number)
+                number += 1
 
     def add(self, number: int) -> bool:
         """Retient ``number`` ; faux s'il l'était déjà."""
@@ -130,12 +145,12 @@ class Latest:
     quand il y a des corrections (``replace``).
     """
 
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: Totals, seen: "Distinct | None" = None) -> None:
         self.totals = totals
         self.late = totals.late = Totals("")
         self.extra = totals.extra = Totals("")
         self.corrected: dict[str, Vente] = {}
-        self.distinct, self.repeated = Distinct(), 0
+        self.distinct, self.repeated = seen or Distinct(), 0
         self._versions: dict[str, dict[int, Version]] = defaultdict(dict)
 
     def add(self, vente: Vente, late: bool = False) -> None:
@@ -154,13 +169,15 @@ class Latest:
         if vente.version > self.corrected.get(vente.id, vente).version or vente.id not in self.corrected:
             self.corrected[vente.id] = vente
 
-    def replace(self, again: Iterable[Vente]) -> None:
+    def replace(self, again: Iterable[Vente]) -> set[str]:
         """``again`` : toutes les ventes, de nouveau ; les premières versions corrigées laissent la place.
+
+        Renvoie les identifiants corrigés dont la première version n'est pas là.
 
         D'une vente dont une version est en route, toutes les versions le sont : on ne sait laquelle la suite montre.
         """
         if not self.corrected:
-            return
+            return set()
         left = set(self.corrected)
         for vente in again:
             if vente.version == 1 and vente.id in left:
@@ -176,6 +193,7 @@ class Latest:
                 for version, _ in self._versions[vente.id].values():
                     self.extra.add(version.region, version.produit, version.montant)
         self.totals.notes.append(f"{len(self.corrected)} corrigées ou annulées")
+        return left
 
     def corrections(self, seed: int) -> int:
         """Nombre de versions corrigées vues des ventes d'une graine."""

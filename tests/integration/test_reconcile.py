@@ -17,6 +17,7 @@ from exercice3 import reconcile
 from exercice3.confirmations import SUFFIX, Confirmed
 from exercice3.ventes import CENT, Vente, to_json
 from exercice3.verification import stages
+from exercice3.verification.point import SUFFIX as POINT_SUFFIX
 from tests.lab import Lab, as_json, expected
 
 Fault = AbstractContextManager[None]
@@ -49,12 +50,25 @@ def done(stack: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
 Verdict = tuple[int, set[str], str]
 
 
+def options_of(lab: Lab) -> list[str]:
+    """Où reconcile.py doit lire."""
+    return ["--topic", lab.topic, "--group", lab.env["VENTES_GROUP"], "--export-dir", str(lab.exports)]
+
+
 @pytest.fixture
 def verdict(done: Lab, capsys: pytest.CaptureFixture[str]) -> Callable[..., Verdict]:
     """Code de sortie de reconcile.py, étapes qu'il dit fausses, et tout ce qu'il affiche."""
 
     def ask(*options: str) -> Verdict:
-        known = ["--topic", done.topic, "--group", done.env["VENTES_GROUP"], "--export-dir", str(done.exports)]
+        known = [
+            "--topic",
+            done.topic,
+            "--group",
+            done.env["VENTES_GROUP"],
+            "--export-dir",
+            str(done.exports),
+            "--full",
+        ]
         code = reconcile.main([*known, *options])
         shown = capsys.readouterr().out
         lines = shown.partition("DIFFÉRENCES :\n")[2].partition("\n\n")[0].splitlines()
@@ -67,6 +81,21 @@ def test_all_equal(done: Lab, verdict: Callable[..., Verdict]) -> None:
     """Rien n'est changé : tout est égal, et le script sort avec 0."""
     assert verdict("--expect", str(TOTAL))[:2] == (0, set())
     assert f"Tout est égal, au centime, de producer.py aux tableaux de bord ({TOTAL} ventes)" in done.reconcile(TOTAL)
+
+
+def test_only_what_is_new_is_read(done: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """Depuis le point, un ancien fichier n'est plus ouvert : seul --full voit qu'il a changé ; MongoDB se compte."""
+    options = options_of(done)
+    assert reconcile.main([*options, "--full"]) == 0
+    assert len(done.messages(done.topic + POINT_SUFFIX)) >= 1
+    with rewrite(lambda line: "")(done):
+        assert reconcile.main(options) == 0
+        assert reconcile.main([*options, "--full"]) == 1
+    for fault in (mongo_lost, mongo_doubled()):
+        with fault(done):
+            assert reconcile.main(options) == 1
+    assert reconcile.main(options) == 0
+    assert "Tout est égal" in capsys.readouterr().out
 
 
 def test_another_number_was_expected(verdict: Callable[..., Verdict]) -> None:
@@ -396,6 +425,12 @@ def test_what_is_on_its_way_is_not_a_fault(lab: Lab) -> None:
     assert "Tout n'est pas arrivé" in lab.run("reconcile", "--wait", "0.1", code=1)
     lab.run("pg")
     assert "Tout est égal" in lab.reconcile(60)
+    lab.produce(70)
+    assert "10 ventes" in on_its_way(lab.run("reconcile"), "MongoDB")
+    lab.consume(70)
+    lab.run("schedule_export", "--once")
+    lab.run("pg")
+    assert "Tout est égal" in lab.reconcile(70)
 
 
 def on_its_way(shown: str, step: str) -> str:

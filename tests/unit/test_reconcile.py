@@ -1,6 +1,9 @@
 """reconcile.py sans serveur : ce qu'il compare, et dans quel ordre il lit."""
 
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from decimal import Decimal
 from itertools import count, islice
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ from exercice3 import consumer, producer, reconcile
 from exercice3.confirmations import Confirmed, Promise, merged, read_promises
 from exercice3.ventes import Vente, generate, parse, to_json
 from exercice3.verification import stages
+from exercice3.verification.point import Point, Reread, read_point, rows_of
 from exercice3.verification.produced import ANY_DATE, Kafka, produced
 from exercice3.verification.totals import Key, Latest, Numbers, Totals, differences, on_the_way
 
@@ -62,16 +66,18 @@ def test_a_sale_on_its_way_is_late_never_too_many(monkeypatch: pytest.MonkeyPatc
         return fake
 
     fakes: dict[str, Callable[..., Any]] = {
-        "from_postgres": lambda: (read("PostgreSQL", "par jour", "tableaux"), set()),
-        "finished_lots": set,
-        "from_files": lambda: read("CSV")[0],
+        "postgres": lambda: nullcontext(
+            SimpleNamespace(steps=lambda _: read("PostgreSQL", "par jour", "tableaux"), loaded=set, add=lambda *_: None)
+        ),
+        "finished_lots": dict,
+        "from_files": lambda: stages.Files(read("CSV")[0], 0, []),
         "open_topics": SimpleNamespace,
-        "from_mongodb": lambda: read("MongoDB")[0],
-        "from_kafka": lambda: (*read("produites", "Kafka"), 0),
+        "from_mongodb": lambda: (read("MongoDB")[0], 0),
+        "from_kafka": lambda: [SimpleNamespace(totals=step) for step in read("produites", "Kafka")][::-1],
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(reconcile, name, said(name, fake))
-    steps, _ = reconcile.collect(reconcile.parse_options([]))
+    steps = reconcile.collect(reconcile.parse_options([]), full=True).steps
     assert asked == list(fakes)  # ce qui explique un retard est lu avant l'étape en retard
     assert [(step.name, step.count.total()) for step in steps] == [
         ("produites", 4), ("Kafka", 4), ("MongoDB", 3), ("CSV", 2),
@@ -184,36 +190,73 @@ def read(ventes: list[Vente], promise: list[tuple[int, int]] | None, corrections
 
 def test_a_promise_makes_a_lost_tail_a_fault() -> None:
     """Les dernières ventes promises manquent : une faute ; sans promesse, rien ne le dirait."""
-    assert produced(read(VENTES[:20], None), 0)[0].faults == []
-    first, unknown = produced(read(VENTES[:20], [(1, 30)]), 0)
-    assert first.faults == ["graine 7 : 10 ventes confirmées ne sont pas dans Kafka"]
-    assert (first.count.total(), unknown) == (30, 0)
+    assert produced(read(VENTES[:20], None), 0).totals.faults == []
+    found = produced(read(VENTES[:20], [(1, 30)]), 0)
+    assert found.totals.faults == ["graine 7 : 10 ventes confirmées ne sont pas dans Kafka"]
+    assert (found.totals.count.total(), found.unknown) == (30, 0)
 
 
 def test_an_unpromised_hole_is_not_a_loss() -> None:
     """Un producteur tué en plein vol : ce qui n'a jamais été confirmé peut manquer, la suite promise non."""
     kept = [*VENTES[:10], *VENTES[12:20]]
-    first, _ = produced(read(kept, [(1, 10)]), 0)
+    first = produced(read(kept, [(1, 10)]), 0).totals
     assert (first.faults, first.count.total()) == ([], 18)
-    first, _ = produced(read(kept, None), 0)
+    first = produced(read(kept, None), 0).totals
     assert first.faults == ["graine 7 : 2 ventes ne sont pas dans Kafka"]
 
 
 def test_purged_messages_explain_as_many_losses() -> None:
     """Kafka a effacé dix messages : dix ventes promises sont refaites ; une onzième est perdue."""
     kafka = read(VENTES[10:], [(1, 30)])
-    first, unknown = produced(kafka, 12)
-    assert (first.faults, unknown) == ([], 2)
-    assert kafka.totals.count == first.count
-    assert produced(read(VENTES[11:], [(1, 30)]), 10)[0].faults
+    found = produced(kafka, 12)
+    assert (found.totals.faults, found.unknown) == ([], 2)
+    assert kafka.totals.count == found.totals.count
+    assert produced(read(VENTES[11:], [(1, 30)]), 10).totals.faults
 
 
 def test_a_lost_correction_is_a_fault() -> None:
     """Une correction confirmée que Kafka n'a plus."""
     corrected = [*VENTES, VENTES[0]._replace(version=2, annulee=True)]
-    assert produced(read(corrected, [(1, 30)], 1), 0)[0].faults == []
-    faults = produced(read(corrected, [(1, 30)], 2), 0)[0].faults
+    assert produced(read(corrected, [(1, 30)], 1), 0).totals.faults == []
+    faults = produced(read(corrected, [(1, 30)], 2), 0).totals.faults
     assert faults == ["graine 7 : 1 corrections confirmées ne sont pas dans Kafka"]
+
+
+@given(st.permutations(range(30)), st.integers(1, 29), st.booleans())
+def test_a_point_changes_nothing_to_the_verdict(order: list[int], cut: int, other: bool) -> None:
+    """Lu en une fois, ou en deux avec un point entre elles : les mêmes totaux, les mêmes fautes, la même suite."""
+    ventes = [VENTES[number] for number in sorted(order[:cut]) + sorted(order[cut:])]
+    ventes += [VENTES[0]._replace(id="autre")] if other else []
+    whole = read(ventes, [(1, 30)])
+    expected = produced(whole, 0)
+    before = read(ventes[:cut], [(1, 30)])
+    first = produced(before, 0)
+    missing = first.totals.count.total() - cut
+    if missing:  # il n'y a de point que si tout est là : les ventes promises le sont
+        before = read(ventes[:cut], [(number, number) for number in (one + 1 for one in order[:cut])])
+        first = produced(before, 0)
+    point = Point("", {}, 1, "", 0, rows_of(first.totals), rows_of(before.foreign.totals),
+                  {str(seed): numbers.ranges() for seed, numbers in before.distinct.runs.items()},
+                  sorted(before.distinct.others), first.made, first.states, first.corrections)  # fmt: skip
+    point = read_point(json.dumps(asdict(point)).encode()) or point
+    after = Kafka({7: Promise([(1, 30)])}, point)
+    try:
+        for vente in ventes[cut:]:
+            after.add(vente)
+    except Reread:
+        assert any(int(vente.id[-8:]) < max(order[:cut]) + 1 for vente in ventes[cut:] if vente.id != "autre")
+        return
+    found = produced(after, 0)
+    assert (found.totals.count, found.totals.cents) == (expected.totals.count, expected.totals.cents)
+    assert (found.totals.faults, after.totals.count) == (expected.totals.faults, whole.totals.count)
+    assert (found.made, found.states) == (expected.made, expected.states)
+    assert after.distinct.runs[7].ranges() == whole.distinct.runs[7].ranges()
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{}", b"[]", b'{"version": 0}', b'{"version": 1}'])
+def test_an_odd_point_is_no_point(value: bytes | None) -> None:
+    """Un message qui n'est pas un point, ou d'une autre version : tout est relu."""
+    assert read_point(value) is None
 
 
 @pytest.mark.parametrize(
