@@ -32,7 +32,7 @@ SUFFIX, MARKS_SUFFIX = "-dlq", "-dlq-traitees"
 BROKERS_CHOICE = -1  # le nombre de copies que donne le cluster
 MARKS_CONFIG = {"cleanup.policy": "compact"}
 RESENT, CLOSED = "renvoyée", "classée"
-NOT_THE_ORIGIN = ("reason", "time", "truncated")
+NOT_THE_ORIGIN = ("reason", "time", "truncated", "contrat")
 PRODUCER_CONFIG = {
     "acks": "all",
     "enable.idempotence": True,

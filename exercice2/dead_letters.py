@@ -16,6 +16,7 @@ import csv
 from datetime import UTC, datetime
 
 from commun.cli import run
+from commun.contracts import TRANSACTION, header
 from commun.dead_letters import Exercise, Line, Ready, main
 from exercice2.topic import TOPIC
 from exercice2.transactions import FIELDS, InvalidTransaction, Transaction, from_fields, parse, to_json
@@ -24,7 +25,7 @@ from exercice2.transactions import FIELDS, InvalidTransaction, Transaction, from
 def again(letter: Line) -> Ready:
     """Le message d'une transaction réparée, sous la clé de son compte."""
     transaction = read_again(letter, datetime.now(UTC))
-    return transaction.compte, to_json(transaction), []
+    return transaction.compte, to_json(transaction), [header(TRANSACTION)]
 
 
 def read_again(letter: Line, now: datetime) -> Transaction:

@@ -18,6 +18,7 @@ from datetime import datetime
 import psycopg2
 
 from commun.cli import run
+from commun.contracts import SALE, header
 from commun.dead_letters import Exercise, Line, Ready, main, named
 from commun.errors import START_HINT, PipelineError
 from commun.settings import postgres_dsn
@@ -31,7 +32,7 @@ def again(letter: Line) -> Ready:
     vente = parse(letter["valeur"].encode(), datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
     if "line" in letter and vente.version == 1:
         raise InvalidVente("une vente déjà dans MongoDB se corrige sous une « version » plus grande (2, 3…)")
-    return vente.id, to_json(vente), []
+    return vente.id, to_json(vente), [header(SALE)]
 
 
 def rejects() -> Iterator[Line]:

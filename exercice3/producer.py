@@ -26,6 +26,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, french_number, positive, run
+from commun.contracts import SALE, header
 from commun.errors import PipelineError
 from commun.kafka import client_config, connect, ensure_topics
 from exercice3.confirmations import Confirmed, new_topic
@@ -55,6 +56,7 @@ PRODUCER_CONFIG = {
     "queue.buffering.max.messages": 20_000,  # borne la mémoire ; file pleine, on ralentit
 }
 GUARANTEED = ("acks", "enable.idempotence", "message.timeout.ms")
+CONTRACT = [header(SALE)]  # commun/contrats/vente.json
 
 
 class Deliveries:
@@ -89,7 +91,7 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
 
     while True:
         try:
-            producer.produce(topic, value=to_json(vente), key=vente.id, on_delivery=on_delivery)
+            producer.produce(topic, value=to_json(vente), key=vente.id, headers=CONTRACT, on_delivery=on_delivery)
             deliveries.sent += 1
             return True
         except BufferError:  # file pleine : on attend des confirmations, sans rien jeter

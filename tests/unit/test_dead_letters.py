@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from commun.contracts import SALE, header
 from commun.dead_letters import Line, main, name_of, named, repaired
 from commun.errors import PipelineError
 from exercice1 import dead_letters as csv_letters
@@ -67,7 +68,7 @@ def test_a_transaction_is_sent_under_its_account() -> None:
 def test_a_rejected_sale_needs_a_greater_version() -> None:
     """Exercice 3 : une lettre redevient la vente ; un rejet de PostgreSQL, sa version suivante."""
     vente = expected(1)[0]
-    assert sale_letters.again({"valeur": VENTE, "topic": "ventes-stream"}) == (vente.id, VENTE.encode(), [])
+    assert sale_letters.again({"valeur": VENTE, "topic": "ventes-stream"}) == (vente.id, VENTE.encode(), [header(SALE)])
     with pytest.raises(ValueError, match="version"):
         sale_letters.again({"valeur": VENTE, "file": "ventes_000001.csv", "line": "2"})
     corrected = to_json(vente._replace(version=2))
