@@ -124,7 +124,7 @@ def point_of(read: Audit) -> Point | None:
         return None
     return Point(
         read.topics.topic_id, {str(number): offset for number, offset in read.topics.committed.items()}, lot,
-        read.lots[lot], read.documents, rows_of(read.steps[0]), rows_of(read.kafka.foreign.totals),
+        read.lots[lot][0], read.documents, rows_of(read.steps[0]), rows_of(read.kafka.foreign.totals),
         {str(seed): numbers.ranges() for seed, numbers in distinct.runs.items()}, sorted(distinct.others),
         read.produced.made, dict(list(read.produced.states.items())[-STATES_MAX:]), read.produced.corrections,
     )  # fmt: skip

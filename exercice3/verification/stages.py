@@ -45,7 +45,7 @@ IN_POSTGRES = (  # étape, table ou vue, colonne du montant, nombre de ventes
 )
 
 Place = tuple[int, int]  # partition, offset
-Lots = dict[int, str]  # numéro → fichier
+Lots = dict[int, tuple[str, int]]  # numéro → fichier, lignes
 Loaded = set[tuple[str, str]]  # nom et somme des fichiers chargés
 
 
@@ -165,12 +165,12 @@ def _print(value: bytes | None) -> bytes:
 
 
 def finished_lots(point: Point | None = None) -> Lots:
-    """Les lots terminés, depuis le point : numéro → fichier. Lève Reread si le lot du point n'est plus le même."""
+    """Les lots terminés depuis le point, et le sien. Lève Reread s'il n'est plus le même."""
     with mongo() as database:
         wanted = {"termine": True, "_id": {"$gte": point.lot if point else 0}}
-        lots = database.lots_export.find(wanted, {"manifeste.fichier": 1})
-        found = {lot["_id"]: lot.get("manifeste", {}).get("fichier", "") for lot in lots}
-    if point and found.get(point.lot) != point.file:
+        lots = database.lots_export.find(wanted, {"manifeste.fichier": 1, "manifeste.lignes": 1})
+        found = {lot["_id"]: (lot["manifeste"]["fichier"], lot["manifeste"]["lignes"]) for lot in lots}
+    if point and found.get(point.lot, ("", 0))[0] != point.file:
         raise Reread
     return found
 
@@ -185,11 +185,11 @@ def mongo() -> Iterator[Database[Document]]:
         raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
 
 
-def from_mongodb(finished: Collection[int], point: Point | None = None) -> tuple[Totals, int]:
+def from_mongodb(finished: Lots, point: Point | None = None) -> tuple[Totals, int]:
     """Les ventes de MongoDB, et le nombre de ses documents ; en route, celles qu'aucun lot de ``finished`` ne porte."""
     latest = Latest(totals_of("MongoDB", point.rows if point else ()))
     with mongo() as database:
-        before = database.ventes.estimated_document_count()
+        documents = database.ventes.estimated_document_count()  # sans les lire ; SecantusDB, lui, les compte
         names, others = unfinished(database, finished, point)
         # Sans arrivage : d'un autre programme, ou de la version d'avant.
         alone: Document = {"arrivage": None, "lot_export": {"$in": [None, 0, *others]}}
@@ -207,11 +207,11 @@ def from_mongodb(finished: Collection[int], point: Point | None = None) -> tuple
             latest.add(from_row(to_row(document)), document.get("arrivage") in late_names)
         firsts = (database.ventes.find({"_id": {"$in": part}}) for part in parts(latest.corrected))
         latest.replace(from_row(to_row(document)) for found in firsts for document in found)
-        after = database.ventes.estimated_document_count()
+    finished_rows = sum(rows for number, (_, rows) in finished.items() if point and number > point.lot)
     new = latest.totals.count.total() - (sum(row[2] for row in point.rows) if point else 0)
-    if point and (latest.corrected or not before <= point.documents + new <= after):
+    if point and (latest.corrected or not finished_rows <= documents - point.documents <= new):
         raise Reread  # une correction, ou des documents effacés, ou venus d'ailleurs
-    return latest.totals, after
+    return latest.totals, documents
 
 
 def unfinished(

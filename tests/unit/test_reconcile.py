@@ -253,6 +253,14 @@ def test_a_point_changes_nothing_to_the_verdict(order: list[int], cut: int, othe
     assert after.distinct.runs[7].ranges() == whole.distinct.runs[7].ranges()
 
 
+def test_a_point_keeps_suites_apart() -> None:
+    """Un identifiant d'un autre programme, de même forme, ne prolonge pas la suite : rien n'est refait jusque-là."""
+    seen = {"7": [(1, 30), (20_000_000, 20_000_000)]}
+    point = Point("", {}, 1, "", 0, [], [], seen, [], {"7": 30}, {}, {})
+    assert point.suite("7").ranges() == [(1, 30)]
+    assert len(point.distinct().runs[7]) == 31
+
+
 @pytest.mark.parametrize("value", [None, b"", b"{}", b"[]", b'{"version": 0}', b'{"version": 1}'])
 def test_an_odd_point_is_no_point(value: bytes | None) -> None:
     """Un message qui n'est pas un point, ou d'une autre version : tout est relu."""
