@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from decimal import Decimal
 from itertools import count, islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exercice3 import consumer, producer, reconcile
+from exercice3 import consumer, lots, producer, reconcile
 from exercice3.confirmations import Confirmed, Promise, merged, read_promises
 from exercice3.ventes import Vente, generate, parse, to_json
 from exercice3.verification import stages
@@ -276,6 +277,44 @@ def test_an_odd_row_is_refused(row: list[str]) -> None:
     """Une ligne de fichier qui n'est pas une vente lève une erreur que l'appelant attend."""
     with pytest.raises((ValueError, ArithmeticError)):
         stages.from_row(row)
+
+
+HEADER = b"id,produit,region,montant,date_vente\n"
+GOOD_ROW = b"a-1,Tablette,Suisse,10.00,2026-01-01 00:00:00\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "manifest", "words"),
+    [
+        (HEADER + GOOD_ROW, None, ""),
+        (HEADER + GOOD_ROW, "{", "manifeste illisible"),
+        (HEADER + GOOD_ROW, '{"fichier": "ventes_000001_0a0a0a0a.csv", "lignes": 1}', "manifeste illisible"),
+        (HEADER + b"a-1,Tablette,Suisse,Infinity,2026-01-01 00:00:00\n", None, "une ligne illisible (montant Infinity"),
+        (HEADER + b"a-1,Tablette\n", None, "une ligne illisible"),
+        (HEADER + b"a-1,\xff,Suisse,10.00,2026-01-01 00:00:00\n", None, "une ligne illisible"),
+        (HEADER + GOOD_ROW + GOOD_ROW, None, "1 ventes sont dans deux fichiers"),
+    ],
+    ids=["bon", "manifeste tronqué", "manifeste sans somme", "Infinity", "ligne courte", "octet", "doublée"],
+)
+def test_an_odd_file_is_a_sentence(tmp_path: Path, content: bytes, manifest: str | None, words: str) -> None:
+    """Un manifeste ou une ligne étranges sont une faute de l'étape CSV, jamais une erreur imprévue."""
+    path = tmp_path / "ventes_000001_0a0a0a0a.csv"
+    lots.write(path, [(content, content.count(b"\n") - 1)])
+    if manifest is not None:
+        path.with_suffix(".json").write_text(manifest, encoding="utf-8")
+    files = stages.from_files(tmp_path, set())
+    assert all(words in fault for fault in files.totals.faults)
+    assert len(files.totals.faults) == bool(words)
+    assert files.last == 1
+
+
+def test_a_changed_file_is_not_that_of_its_manifest(tmp_path: Path) -> None:
+    """Les mêmes totaux, une autre date : la somme du manifeste le voit."""
+    path = tmp_path / "ventes_000001_0a0a0a0a.csv"
+    lots.write(path, [(HEADER + GOOD_ROW, 1)])
+    path.write_bytes(path.read_bytes().replace(b"00:00:00", b"00:00:01"))
+    (fault,) = stages.from_files(tmp_path, set()).totals.faults
+    assert "son contenu n'est pas celui de son manifeste" in fault
 
 
 def test_a_message_of_producer_is_read_whatever_the_day() -> None:
