@@ -60,7 +60,7 @@ class GroupPositions:
         """Identité du topic ; vide s'il n'existe pas, même au bout de ``seconds``, ou si le cluster n'en donne pas."""
         deadline = time.monotonic() + seconds
         while True:
-            found = self._ask(lambda: _identity(self._admin, self.topic))
+            found = self._ask(lambda: identity(self._admin, self.topic))
             if found is not None or time.monotonic() >= deadline or self.stop.wait(SHORT_SECONDS):
                 return found or ""
 
@@ -173,7 +173,7 @@ class GroupPositions:
 # --- Une question à Kafka ; lèvent KafkaException ---
 
 
-def _identity(admin: AdminClient, topic: str) -> str | None:
+def identity(admin: AdminClient, topic: str) -> str | None:
     """None s'il n'existe pas ; vide si le cluster, trop ancien, n'en donne pas."""
     try:
         (future,) = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_SECONDS).values()

@@ -18,6 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Stop, Stopped
+from commun.contracts import LETTER
 from commun.errors import START_HINT, PipelineError
 from commun.settings import bootstrap_servers
 
@@ -334,7 +335,7 @@ def _bytes(value: bytes | str | None) -> bytes | None:
 
 def dead_letter_headers(reason: str, **origin: object) -> Headers:
     """En-têtes d'une lettre morte : ``dlq.reason``, ``dlq.time`` et l'origine (``dlq.topic``, ``dlq.file``…)."""
-    fields = {"reason": reason, **origin, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    fields = {"reason": reason, **origin, "contrat": LETTER, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     return [
         (f"dlq.{name}", value if isinstance(value, bytes) else str(value).encode()) for name, value in fields.items()
     ]

@@ -1,6 +1,6 @@
 """Lire un topic jusqu'à sa fin, et ses bornes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -15,6 +15,7 @@ _READER = {
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 10,  # la fin de la partition se sait tout de suite
     "fetch.queue.backoff.ms": 10,
+    "queued.max.messages.kbytes": 16_384,  # borne la mémoire : ce qui est lu d'avance, par partition
 }
 
 
@@ -26,12 +27,20 @@ def read_topic(
     Attend la fin des transactions en cours : Kafka répond à une validation avant que ses lecteurs ne
     la voient. Kafka absent, attend son retour ; lève Stopped si l'arrêt vient avant.
     """
+    return read_from(config, topic, dict.fromkeys(partitions, 0), stop, isolation)
+
+
+def read_from(
+    config: Config, topic: str, starts: Mapping[int, int], stop: Stop | None = None, isolation: str = "read_committed"
+) -> Iterator[Message]:
+    """De même, à partir d'un offset par partition, ou du plus ancien que Kafka ait encore."""
     reader = admin_config(config) | _READER | {"isolation.level": isolation}
-    limits = {partition: bounds(reader, TopicPartition(topic, partition), stop) for partition in partitions}
-    ends = {partition: high for partition, (low, high) in limits.items() if low < high}
+    limits = {partition: bounds(reader, TopicPartition(topic, partition), stop) for partition in starts}
+    lows = {partition: max(low, starts[partition]) for partition, (low, _) in limits.items()}
+    ends = {partition: high for partition, (_, high) in limits.items() if lows[partition] < high}
     consumer = connect(Consumer, reader)
     try:
-        consumer.assign([TopicPartition(topic, partition, limits[partition][0]) for partition in ends])
+        consumer.assign([TopicPartition(topic, partition, lows[partition]) for partition in ends])
         while ends:
             for message in consumer.consume(1000, 0.05):
                 error = message.error()

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from confluent_kafka import Message
 
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
+from commun.contracts import TRANSACTION, header
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember, Owned
@@ -170,6 +171,7 @@ class Worker:
                 self.outputs.write(f"{self.args.topic}-dlq", *dead_letter(done.message, reason))
             else:
                 headers: Headers = [
+                    header(TRANSACTION),
                     (SOURCE, owned.topic_id),
                     ("source.partition", b"%d" % origin.partition),
                     ("source.offset", b"%d" % origin.offset),

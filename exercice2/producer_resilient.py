@@ -25,6 +25,7 @@ import msgspec
 from confluent_kafka import KafkaError, Message
 
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
+from commun.contracts import TRANSACTION, header
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Aborted, Positions
 from commun.kafka import (
@@ -64,6 +65,7 @@ PRODUCER_CONFIG = {
     "statistics.interval.ms": 1_000,  # d'où l'on tire le nombre de renvois
 }
 GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms")
+CONTRACT = [header(TRANSACTION)]  # commun/contrats/transaction.json
 
 
 class Sender:
@@ -123,7 +125,7 @@ class Sender:
         else:
             self.deliveries.sent += 1
             key = str(getattr(item.transaction, self.args.key))
-            self.producer.write(self.args.topic, to_json(item.transaction), key)
+            self.producer.write(self.args.topic, to_json(item.transaction), key, CONTRACT)
         self.producer.poll()  # sert les rappels
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:

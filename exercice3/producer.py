@@ -6,7 +6,8 @@
     python producer.py --corrections 2        corrige ou annule ensuite 2 % des ventes
 
 Garantit : toute vente annoncée « confirmée » est écrite sur deux brokers au moins ;
-Ctrl-C et SIGTERM attendent les confirmations en vol ; Kafka absent, le script attend.
+Ctrl-C et SIGTERM attendent les confirmations en vol ; Kafka absent, le script attend. Ce qui
+est confirmé est inscrit dans ventes-stream-confirmees, où reconcile.py le lit.
 Ne garantit pas : qu'une vente n'est qu'une fois dans Kafka si vous relancez la même
 graine. C'est sans effet plus loin : son identifiant est le même, MongoDB n'en garde qu'une.
 Ensuite : consumer.py lit ce topic et écrit dans MongoDB.
@@ -25,9 +26,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, french_number, positive, run
+from commun.contracts import SALE, header
 from commun.errors import PipelineError
 from commun.kafka import client_config, connect, ensure_topics
-from exercice3.ventes import Vente, generate, to_json, with_corrections
+from exercice3.confirmations import Confirmed, new_topic
+from exercice3.ventes import SEED_MAX, Vente, generate, to_json, with_corrections
 
 log = logging.getLogger("pipeline")
 
@@ -53,20 +56,23 @@ PRODUCER_CONFIG = {
     "queue.buffering.max.messages": 20_000,  # borne la mémoire ; file pleine, on ralentit
 }
 GUARANTEED = ("acks", "enable.idempotence", "message.timeout.ms")
+CONTRACT = [header(SALE)]  # commun/contrats/vente.json
 
 
 class Deliveries:
     """Compte les confirmations de Kafka ; ``on_delivery`` est le rappel de chaque vente."""
 
-    def __init__(self) -> None:
+    def __init__(self, suite: Confirmed) -> None:
+        self.suite = suite
         self.sent = self.confirmed = self.failed = 0
         self.confirmed_amount = Decimal(0)
 
-    def on_delivery(self, error: KafkaError | None, amount: Decimal) -> None:
+    def on_delivery(self, error: KafkaError | None, vente: Vente) -> None:
         """Une vente vient d'être confirmée, ou refusée pour de bon."""
         if error is None:
             self.confirmed += 1
-            self.confirmed_amount += amount
+            self.confirmed_amount += vente.montant
+            self.suite.add(vente)
         else:
             self.failed += 1
             log.error("Vente refusée par Kafka : %s", error.str())
@@ -81,11 +87,11 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
     """Confie une vente au client Kafka ; faux si l'arrêt est demandé pendant que sa file est pleine."""
 
     def on_delivery(error: KafkaError | None, message: Message) -> None:
-        deliveries.on_delivery(error, vente.montant)
+        deliveries.on_delivery(error, vente)
 
     while True:
         try:
-            producer.produce(topic, value=to_json(vente), key=vente.id, on_delivery=on_delivery)
+            producer.produce(topic, value=to_json(vente), key=vente.id, headers=CONTRACT, on_delivery=on_delivery)
             deliveries.sent += 1
             return True
         except BufferError:  # file pleine : on attend des confirmations, sans rien jeter
@@ -94,9 +100,12 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
                 return False
 
 
-def produce(producer: Producer, ventes: Iterable[Vente], args: argparse.Namespace, stop: Stop) -> Deliveries:
+def produce(
+    producer: Producer, ventes: Iterable[Vente], suite: Confirmed, args: argparse.Namespace, stop: Stop
+) -> Deliveries:
     """Envoie ces ventes, au rythme de ``args.rate`` par seconde (0 : au plus vite)."""
-    deliveries = Deliveries()
+    deliveries = Deliveries(suite)
+    suite.publish(producer, args.topic)  # rien encore : mais cette suite est connue
     start = reported = time.monotonic()
     for vente in ventes:
         if stop or not send(producer, args.topic, vente, deliveries, stop):
@@ -105,6 +114,7 @@ def produce(producer: Producer, ventes: Iterable[Vente], args: argparse.Namespac
         now = time.monotonic()
         if now - reported >= REPORT_SECONDS:
             log.info("%s", deliveries)
+            suite.publish(producer, args.topic)
             reported = now
         # La n-ième vente part à start + n/rate : un retard se rattrape, le rythme ne dérive pas.
         while args.rate and not stop and (ahead := start + deliveries.sent / args.rate - time.monotonic()) > 0:
@@ -115,6 +125,9 @@ def produce(producer: Producer, ventes: Iterable[Vente], args: argparse.Namespac
 def finish(producer: Producer, deliveries: Deliveries, topic: str) -> None:
     """Attend les dernières confirmations ; PipelineError s'il en manque au bout de FLUSH_SECONDS."""
     left = producer.flush(FLUSH_SECONDS)
+    if not left:
+        deliveries.suite.publish(producer, topic)
+        producer.flush(FLUSH_SECONDS)
     log.info("Terminé : %s dans %s.", deliveries, topic)
     if left or deliveries.failed:
         raise PipelineError(
@@ -135,7 +148,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--days", type=positive(), default=90, help="ventes datées des N derniers jours")
     parser.option("--corrections", type=positive(float, zero=True), default=0.0, help="pour cent de ventes corrigées")
     args = parser.parse(argv)
-    if args.seed is not None and args.seed >= 2**32:
+    if args.seed is not None and args.seed > SEED_MAX:
         parser.error("--seed : un nombre inférieur à 4294967296 est attendu")
     return args
 
@@ -145,7 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     stop = Stop()
     config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
+    ensure_topics(
+        config,
+        NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
+        new_topic(args.topic, REPLICATION_FACTOR),
+    )
     seed, clock = (secrets.randbits(32), datetime.now) if args.seed is None else (args.seed, lambda: REPLAY_END)
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
     producer = connect(Producer, config)
@@ -153,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.corrections:
         ventes = with_corrections(ventes, args.corrections, seed)
     try:
-        deliveries = produce(producer, ventes, args, stop)
+        deliveries = produce(producer, ventes, Confirmed(seed, args.start), args, stop)
     except KafkaException as error:
         raise PipelineError(f"Kafka refuse l'envoi : {error.args[0].str()}.") from error
     finish(producer, deliveries, args.topic)

@@ -32,6 +32,7 @@ DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 FIELDS = ("id", "produit", "region", "montant", "date_vente")
 VERSION_FIELDS = ("version", "annulee")
 VERSION_MAX = 2**31 - 1
+SEED_MAX = 2**32 - 1
 CENT = Decimal("0.01")
 MONTANT_MAX = Decimal(100_000)
 TEXT_MAX = 100
@@ -213,14 +214,25 @@ def generate(seed: int, clock: Callable[[], datetime], days: int, start: int = 1
     l'horloge est fixe. L'identifiant porte la graine et le numéro d'ordre : un trou dans
     les numéros serait une vente perdue.
     """
+    fake = new_fake(seed)
+    draw: Callable[[str, datetime, int], Vente] = fake.vente
+    for number in count(1):
+        vente = draw(id_of(seed, number), clock(), days)
+        if number >= start:
+            yield vente
+
+
+def new_fake(seed: int) -> Faker:
+    """Le hasard d'une suite ; ``fake.random`` en est l'état."""
     fake = Faker("fr_FR")
     fake.add_provider(VentesProvider)
     fake.seed_instance(seed)
-    draw: Callable[[str, datetime, int], Vente] = fake.vente
-    for number in count(1):
-        vente = draw(f"{seed:08x}-{number:08d}", clock(), days)
-        if number >= start:
-            yield vente
+    return fake
+
+
+def id_of(seed: int, number: int) -> str:
+    """Identifiant d'une vente d'une suite ; ``run_of`` en est l'inverse."""
+    return f"{seed:08x}-{number:08d}"
 
 
 def with_corrections(ventes: Iterable[Vente], percent: float, seed: int) -> Iterator[Vente]:

@@ -2,7 +2,7 @@
 
     python -m services up            démarre tout et attend que chaque service réponde
     python -m services down          arrête tout, les données restent
-    python -m services status        qui tourne, sur quel port, depuis quand
+    python -m services status        qui tourne, depuis quand, et où en sont les données (--watch, --json)
     python -m services doctor        ce qui arrêterait les scripts, et le remède de chaque chose
     python -m services logs kafka2   fin du journal d'un service
     python -m services kill kafka2   tue un service (kill -9), pour voir
@@ -20,7 +20,7 @@ Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 
 import sys
 
-from commun.cli import Parser, duration, run
+from commun.cli import Parser, duration, positive, run
 from services.doctor.__main__ import main as doctor
 
 # Avant les autres imports : « doctor » marche sans les paquets des serveurs, et sous Windows.
@@ -29,6 +29,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -41,7 +42,7 @@ import psutil
 from commun.errors import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
 from commun.systems import locked
-from services import health, install
+from services import data, health, install
 from services.flink import Flink
 from services.health import Check
 from services.stack import (
@@ -234,8 +235,43 @@ def down(stack: Stack) -> bool:
     return True
 
 
-def status(stack: Stack) -> int:
-    """Affiche l'état de chaque service, Flink s'il a été demandé ; 0 si tous tournent et répondent, 1 sinon."""
+def status(stack: Stack, args: argparse.Namespace) -> int:
+    """Affiche l'état des services et des données, une fois ou sans fin ; le code de la dernière fois."""
+    while True:
+        code = status_json(stack, args) if args.json else status_text(stack, args)
+        sys.stdout.flush()
+        if not args.watch:
+            return code
+        time.sleep(args.watch)
+        print()
+
+
+def status_text(stack: Stack, args: argparse.Namespace) -> int:
+    """0 si tous les services tournent et répondent, et si les retards ne passent pas --max-waiting ; 1 sinon."""
+    healthy = services_status(stack)
+    state = data.read_state()
+    print("\nDonnées", *data.lines(state), sep="\n")
+    return 0 if healthy and not overdue(state, args.max_waiting) else 1
+
+
+def status_json(stack: Stack, args: argparse.Namespace) -> int:
+    """De même, en un objet JSON sur une ligne."""
+    supervisor = Supervisor(stack)
+    keep_ports(stack, supervisor)
+    states, questions = supervisor.states(), health.checks(stack)
+    words = {name: describe(states.get(name), questions[name]) for name in NAMES}
+    state = data.read_state()
+    print(json.dumps({"services": words, "donnees": state}, ensure_ascii=False))
+    return 0 if set(words.values()) == {ANSWERS} and not overdue(state, args.max_waiting) else 1
+
+
+def overdue(state: data.State, limit: int | None) -> bool:
+    """Vrai si plus de ``limit`` messages, ventes ou lots attendent ; ou si, cette borne demandée, on n'en sait rien."""
+    return limit is not None and (data.waiting(state) > limit or bool(data.silent(state)))
+
+
+def services_status(stack: Stack) -> bool:
+    """Affiche l'état de chaque service, Flink s'il a été demandé ; vrai si tous tournent et répondent."""
     supervisor = Supervisor(stack)
     keep_ports(stack, supervisor)
     states = supervisor.states()
@@ -259,7 +295,7 @@ def status(stack: Stack) -> int:
         print(
             f"Données de PostgreSQL : {stack.postgres_data} (root travaille dans un dossier fermé aux autres comptes)"
         )
-    return 0 if healthy else 1
+    return healthy
 
 
 def describe(state: State | None, answers: Check) -> str:
@@ -402,7 +438,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("command", metavar="commande", choices=commands, help=", ".join(commands))
     parser.add_argument("name", metavar="service", nargs="?", choices=names, help=", ".join(names))
     parser.option("--oui", action="store_true", help="« reset » efface sans demander")
+    parser.option("--json", action="store_true", help="« status » en un objet JSON")
+    parser.option("--watch", type=positive(float), metavar="S", help="« status » toutes les S secondes, sans fin")
+    parser.option("--max-waiting", type=positive(zero=True), metavar="N", help="« status » sort avec 1 si plus de N "
+                  "messages, ventes ou lots attendent")  # fmt: skip
     args = parser.parse(argv, any_level=True)
+    if (args.json or args.watch or args.max_waiting is not None) and args.command != "status":
+        parser.error("--json, --watch et --max-waiting vont avec « status »")
     if args.oui and args.command != "reset":
         parser.error("--oui va avec « reset »")
     if (args.command in ("logs", "kill", "pause", "resume", "stop", "restart")) != (args.name is not None):
@@ -419,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         del os.environ[name]  # libpq les lit de lui-même : PGSERVICE ou PGOPTIONS changeraient nos questions
     stack = Stack()
     if args.command == "status":
-        return status(stack)
+        return status(stack, args)
     if args.command == "logs":
         logs(stack, args.name)
         return 0

@@ -15,7 +15,7 @@ SCRIPTS = (
     "exercice1/producer.py", "exercice1/consumer.py", "exercice2/producer_resilient.py",
     "exercice2/consumer_resilient.py", "exercice2/kafka_monitor.py", "exercice2/dead_letters.py",
     "exercice3/producer.py", "exercice3/consumer.py", "exercice3/schedule_export.py", "exercice3/pg.py",
-    "exercice3/reconcile.py",
+    "exercice3/reconcile.py", "exercice3/dead_letters.py", "exercice3/rebuild.py",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
+from commun.contracts import WINDOW, header
 from commun.group_member import Listener, Place
 from commun.kafka import Config, admin_config, connect, dead_letter, place
 from commun.outputs import Outputs
@@ -18,6 +19,7 @@ from exercice2.fenetres.published import instant_text, key_of, to_json
 from exercice2.fenetres.screen import Numbers, Published
 from exercice2.fenetres.windows import HopWindows, Result, Slicing, TrailingWindows
 
+CONTRACT = [header(WINDOW)]  # commun/contrats/fenetre.json
 PURGE_SECONDS = 60.0  # le topic intermédiaire est purgé de ce qui ne sert plus à aucune fenêtre
 
 
@@ -63,7 +65,7 @@ class Merging(Listener):
     def _publish(self, results: list[Result]) -> None:
         for result in results:
             value, key = to_json(result), key_of(result)
-            self.outputs.write(self.args.output, value, key, [])
+            self.outputs.write(self.args.output, value, key, CONTRACT)
             self.rows.append((result, value))
             for alert in self.args.alert:
                 if alert.holds(result):

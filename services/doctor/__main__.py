@@ -18,7 +18,7 @@ from services.doctor.report import PROBLEM, Check, as_json, as_text, examine, lo
 
 MODULES = (
     "environment", "machine", "jars", "env_file", "variables", "ports", "docker", "supervisor", "kafka", "topics",
-    "connect", "mongodb", "postgresql",
+    "connect", "mongodb", "postgresql", "data",
 )  # fmt: skip
 
 

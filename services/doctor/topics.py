@@ -38,7 +38,7 @@ RENAMED = {
     "transactions-alertes": "TRANSACTIONS_ALERTES",
     "ventes-stream": "VENTES_TOPIC",
 }
-SUFFIXES = ("-dlq", "-positions")
+SUFFIXES = ("-dlq", "-positions", "-confirmees")
 GROUPS = {
     "CSV_GROUP": "csv-consumer-group",
     "TRANSACTIONS_GROUP": "transactions-consumer-group",

@@ -18,16 +18,20 @@ from tests.lab import CsvLab, Lab, expected, wait_until
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
 SHEETS = {
-    name: (ROOT / name / "README.md").read_text(encoding="utf-8") for name in ("exercice1", "exercice2", "tableau")
+    name: (ROOT / name / "README.md").read_text(encoding="utf-8")
+    for name in ("exercice1", "exercice2", "exercice3", "tableau")
 }
 SHEET = SHEETS["exercice1"]
 CONNECT_PORT, POSTGRES_PORT = "8083", "5432"  # ceux du .env livré ; le vôtre peut en avoir d'autres
 SCRIPTS = [
     *(f"exercice1/{name}.py" for name in ("producer", "consumer")),
     *(f"exercice2/{name}.py" for name in ("producer_resilient", "consumer_resilient", "kafka_monitor")),
-    "exercice2/dead_letters.py",
+    *(f"exercice{number}/dead_letters.py" for number in (1, 2, 3)),
     *(f"exercice2/verification/{name}.py" for name in ("chaos", "compare_windows")),
-    *(f"exercice3/{name}.py" for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")),
+    *(
+        f"exercice3/{name}.py"
+        for name in ("producer", "consumer", "schedule_export", "pg", "reconcile", "rebuild", "demo")
+    ),
     *(f"tableau/{name}.py" for name in ("apercu", "build_workbook", "draw")),
     "services/acceptance.py",
 ]

@@ -194,3 +194,6 @@ def test_dead_letters_come_back(bank_lab: BankLab, tmp_path: Path) -> None:
     bank_lab.run("dead_letters", "--resend", str(path))
     bank_lab.consume()
     assert Counter(bank_lab.ids(bank_lab.output)) == Counter(["00000001-00000001", "reparee"])
+    assert "0 lettres renvoyées" in bank_lab.run("dead_letters", "--resend", str(path))  # relancé : rien n'est doublé
+    assert "Aucune lettre morte" in bank_lab.run("dead_letters")
+    assert json.loads(bank_lab.run("dead_letters", "--all").strip())["traitee"] == "renvoyée"

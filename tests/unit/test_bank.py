@@ -8,16 +8,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from commun.dead_letters import repaired
 from commun.errors import PipelineError
 from commun.group_positions import joined, offsets_option, reset_option, split
 from commun.kafka import client_config
 from exercice2 import consumer_resilient, kafka_monitor
-from exercice2.dead_letters import repaired
+from exercice2.dead_letters import again
 from exercice2.fenetres.partials import Position
 from exercice2.fenetres.screen import MOST_KEYS, Screen
 from exercice2.fenetres.windows import Result
+from exercice2.topic import TOPIC
 from exercice2.transactions import InvalidTransaction
-from tests.unit.test_transactions import GOOD, NOW
+from tests.unit.test_transactions import GOOD
 
 
 @pytest.mark.parametrize(
@@ -102,10 +104,10 @@ def test_letters_of_a_file(tmp_path: Path) -> None:
     value = json.dumps(GOOD | {"region": "Île\u2028de\u0085France"}, ensure_ascii=False)
     row = {"line": "3", "valeur": "a-2;2026-01-01T00:00:00.000Z;10.5;paiement;FR1;Bretagne;carte"}
     path.write_text(json.dumps({"valeur": value}, ensure_ascii=False) + "\n" + json.dumps(row) + "\n\n", "utf-8")
-    assert [key for key, _ in repaired(path, NOW)] == ["FR1", "FR1"]
+    assert [key for _, (key, _, _) in repaired(path, again, TOPIC)] == ["FR1", "FR1"]
     path.write_text(json.dumps(row | {"valeur": "trop,court"}), "utf-8")
     with pytest.raises(PipelineError, match="2 champs au lieu de 7"):
-        repaired(path, NOW)
+        repaired(path, again, TOPIC)
 
 
 def test_invalid_is_a_value_error() -> None:

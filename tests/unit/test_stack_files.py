@@ -21,7 +21,7 @@ from exercice1 import consumer as csv_consumer
 from exercice1 import topic as csv_topic
 from exercice2 import kafka_monitor
 from exercice2 import topic as bank_topic
-from exercice3 import consumer, pg, producer, schedule_export
+from exercice3 import confirmations, consumer, pg, producer, schedule_export
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
 
@@ -285,6 +285,7 @@ def test_scripts_and_topics_file_agree() -> None:
     name, copies = producer.TOPIC, producer.REPLICATION_FACTOR
     assert topics[name] == (producer.PARTITIONS, copies, producer.TOPIC_CONFIG)
     assert topics[f"{name}-dlq"] == (1, copies, DEAD_LETTER_TOPIC)
+    assert topics[f"{name}{confirmations.SUFFIX}"] == (1, copies, confirmations.TOPIC_CONFIG)
     name, copies = bank_topic.TOPIC, bank_topic.REPLICATION_FACTOR
     stream = (bank_topic.PARTITIONS, copies, bank_topic.TOPIC_CONFIG)
     assert topics[name] == topics[bank_topic.VALID_TOPIC] == topics[kafka_monitor.OUTPUT] == stream
