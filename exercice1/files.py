@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +40,7 @@ class Files(Others):
         self._open: set[Path] = set()  # ceux qui tiennent un fichier ouvert
         self._lively: set[Path] = set()  # ceux qui ont bougé il y a peu
         self.interrupted = False  # la dernière tournée n'est pas allée au bout
+        self.stopwatch: Callable[[], float] = time.perf_counter  # ce que coûte une tournée
         self._tour_at = 0.0
         self._next = 0
 
@@ -129,7 +130,7 @@ class Files(Others):
 
     def turn(self, now: float) -> Iterator[Follower]:
         """Les fichiers à regarder maintenant : ceux qui ont bougé il y a peu, et tous, de temps en temps."""
-        everyone, began = self.once or now >= self._tour_at, time.perf_counter()
+        everyone, began = self.once or now >= self._tour_at, self.stopwatch()
         paths = list(self.followers if everyone else self._lively)
         first, self._next, self.interrupted = self._next, 0, True
         for number in range(len(paths)):
@@ -142,7 +143,7 @@ class Files(Others):
                 (self._open.add if follower.reading else self._open.discard)(paths[at])
         self._next, self.interrupted = 0, False
         if everyone:
-            self._tour_at = now + min(TOUR_SECONDS, (time.perf_counter() - began) / SHARE)
+            self._tour_at = now + min(TOUR_SECONDS, (self.stopwatch() - began) / SHARE)
             recent = {path for path, at in self._active_at.items() if now - at < QUIET_SECONDS}
             self._lively = recent | {path for path in self._open if not self.followers[path].idle}
 

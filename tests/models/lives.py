@@ -24,6 +24,7 @@ from tests.models.histories import play
 
 HEADER = "id,texte\n"
 EVENTS = 25
+SEEN = 4.0  # au bout de ce temps, un fichier qui ne bouge plus a été regardé, même sur une machine chargée
 DAWN = 1_800_000_000  # l'heure qu'il est quand ``now`` vaut zéro
 
 
@@ -128,6 +129,7 @@ class Life:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         self.now = 1000.0
+        self.burden, self.worked = random.Random(self.seed), 0.0
         self.path = self.folder / "f.csv"
         self.coarse = self.dice.random() < 0.3
         self.names = self.dice.choice([[str(self.path)], [f"{self.path}*"], [str(self.folder)]])
@@ -154,7 +156,13 @@ class Life:
         files = Files(self.names, Format(), open_files=self.dice.choice([64, 1, 0]))
         sender = Sender(files, Positions(self.kafka), "t", NoStop())  # type: ignore[arg-type]
         sender.clock = lambda: self.now
+        files.stopwatch = self.slow
         return sender
+
+    def slow(self) -> float:
+        """Une machine plus ou moins chargée : une tournée y prend de rien à un vingtième de seconde."""
+        self.worked += self.burden.choice([0.0, 0.0, 0.001, 0.01, 0.05])
+        return self.worked
 
     def scan(self) -> None:
         """Cherche les fichiers, et règle l'horloge murale de chacun."""
@@ -250,7 +258,7 @@ class Life:
         for _ in range(self.dice.choice([1, 1, 1, 2, 3])):
             self.ready()
             if self.unseen:
-                self.look(2.0)
+                self.look(SEEN)
             old = self.shift()
             self.path.rename(old)
             self.say("renommé", old.name)
@@ -269,7 +277,7 @@ class Life:
     def copy_and_truncate(self) -> None:
         """Copié, puis vidé ; celui qui écrit remet un en-tête, ou non, ou continue où il en était (un trou)."""
         self.ready()
-        self.look(2.0)
+        self.look(SEEN)
         copy = self.shift()
         if self.dice.random() < 0.5:  # pas encore lue : elle est dans la copie
             # D'un fichier dont on n'avait lu que l'en-tête, le même ensuite, rien ne dit qu'il a été vidé.
@@ -286,7 +294,7 @@ class Life:
         self.date(self.path)
         self.say("vidé")
         if self.dice.random() < 0.5:
-            self.look(1.5)
+            self.look(SEEN)
         how = self.dice.choice(["header", "none", "hole"])
         text = (HEADER if how == "header" else "") + self.row()
         self.header = how == "header"
@@ -299,7 +307,7 @@ class Life:
         self.ready()
         if not self.header:
             return
-        self.look(2.0)
+        self.look(SEEN)
         text = self.path.read_bytes().decode()
         how = self.dice.choice(["append", "append", "change"])
         if how == "append":
@@ -404,7 +412,7 @@ class Life:
             (self.write, 6), (self.rotate, 3), (self.copy_and_truncate, 2), (self.edit, 2), (self.delete, 1),
             (self.odd_entry, 1), (self.read, 5), (self.abort, 2), (self.crash, 2),
         ]  # fmt: skip
-        self.look(2.0)
+        self.look(SEEN)
         for _ in range(EVENTS):
             (event,) = self.dice.choices([e for e, _ in events], [w for _, w in events])
             self.say("---", event.__name__)
