@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 from commun.cli import Parser, Stop, Stopped, run
 from commun.errors import START_HINT, PipelineError
 from commun.exactly_once import Aborted, TransactionalProducer
-from commun.kafka import Config, admin_config, client_config
+from commun.kafka import Config, admin_config, client_config, kafka_options
 from commun.topics import read_topic
 from exercice2.topic import TOPIC
 from exercice2.transactions import FIELDS, InvalidTransaction, Transaction, from_fields, parse, to_json
@@ -110,7 +110,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
     parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic des transactions")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
     parser.option("--resend", type=Path, metavar="FICHIER", help="renvoie les lettres réparées de ce fichier")
     return parser.parse(argv)
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
-    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     if args.resend:
         letters = repaired(args.resend, datetime.now(UTC))
         resend(config, args.topic, letters, stop)

@@ -18,6 +18,7 @@ les lignes jugées par load.sql.
 
 import argparse
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
 from commun.cli import Parser, Stop, positive, run
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.settings import export_dir
 from exercice3.lots import BadFile, Manifest, open_file, read_manifest
 from exercice3.pending import pending
@@ -154,10 +156,14 @@ def watch(args: argparse.Namespace, stop: Stop) -> None:
     """Un passage toutes les ``--every`` secondes ; PostgreSQL absent, attend son retour et le dit une fois."""
     connection, down = None, False
     said: set[str] = set()
+    done = Measures(0, batches=Durations())
+    serve_metrics(args.metrics_port, lambda: done)
     while not stop:
         try:
             connection = connection or open_postgres(stop)
-            load_all(connection, args, stop, said)
+            start = time.monotonic()
+            good, _ = load_all(connection, args, stop, said)
+            done.add(good, time.monotonic() - start)
             if down:
                 log.info("PostgreSQL répond de nouveau.")
             down = False
@@ -185,7 +191,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--every", type=positive(float), default=EVERY_SECONDS, help="secondes entre deux passages de --watch"
     )
-    return parser.parse(argv)
+    metrics_option(parser)
+    args = parser.parse(argv)
+    if args.metrics_port and not args.watch:
+        parser.error("--metrics-port va avec --watch")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ from pymongo.errors import PyMongoError
 
 from commun.cli import Parser, french_number, positive, run
 from commun.errors import START_HINT, PipelineError
-from commun.kafka import client_config, connect
+from commun.kafka import client_config, connect, kafka_options
 from commun.settings import export_dir, postgres_dsn
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import account_error, explain, open_client, open_database, to_row
@@ -138,7 +138,7 @@ class Latest:
 def from_kafka(args: argparse.Namespace) -> tuple[Totals, Totals]:
     """Les ventes distinctes du topic, et ce que producer.py a dû produire d'après leurs identifiants."""
     config = client_config({"group.id": "reconcile", "enable.auto.commit": False, "fetch.queue.backoff.ms": 10}, (),
-                           args.bootstrap_servers)  # fmt: skip
+                           args)  # fmt: skip
     kafka, foreign = Latest(Totals("Kafka")), Latest(Totals(""))
     invalid = 0
 
@@ -342,7 +342,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic des ventes")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
     parser.option(
         "--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers exportés"
     )
