@@ -190,7 +190,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except PipelineError as error:
-        code = _failed(str(error))
+        code = _failed(str(error), error.code)
     except Stopped:
         code = _failed("Arrêt sans réponse de Kafka : ce qui n'est pas confirmé repartira au prochain démarrage.")
     except KeyboardInterrupt:
@@ -207,13 +207,13 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _failed(sentence: str) -> int:
+def _failed(sentence: str, code: int = 1) -> int:
     if any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers):
         log.error("%s", sentence)
     else:
         print(sentence, file=sys.stderr)
     log.debug("Détail :", exc_info=True)
-    return 1
+    return code
 
 
 def duration(seconds: float) -> str:

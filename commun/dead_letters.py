@@ -23,7 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Parser, Stop, Stopped
 from commun.errors import START_HINT, PipelineError
 from commun.exactly_once import Aborted, TransactionalProducer
-from commun.kafka import Config, Headers, admin_config, client_config, connect, ensure_topics
+from commun.kafka import Config, Headers, admin_config, client_config, connect, ensure_topics, kafka_options
 from commun.topics import read_topic
 
 log = logging.getLogger("pipeline")
@@ -191,7 +191,7 @@ def parse_options(exercise: Exercise, argv: Sequence[str] | None) -> argparse.Na
     """Options, les mêmes dans les trois exercices."""
     parser = Parser(exercise.doc)
     parser.option("--topic", env=exercise.env, default=exercise.topic, help="topic dont on lit les lettres mortes")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
     parser.option("--summary", action="store_true", help="combien restent, par raison")
     parser.option("--reason", metavar="TEXTE", help="seulement les lettres dont la raison contient ce texte")
     parser.option("--all", action="store_true", help="aussi les lettres traitées, avec ce qui en a été fait")
@@ -203,7 +203,7 @@ def parse_options(exercise: Exercise, argv: Sequence[str] | None) -> argparse.Na
 def main(exercise: Exercise, argv: Sequence[str] | None = None) -> int:
     """Point d'entrée d'un dead_letters.py."""
     args = parse_options(exercise, argv)
-    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     letters = Letters(config, args.topic, Stop())
     if args.resend or args.done:
         ready: list[tuple[str, Ready | None]] = []

@@ -38,6 +38,8 @@ log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 MUTE_SECONDS = 15.0  # silence du coordinateur d'un groupe au-delà duquel la transaction est perdue de toute façon
+RETRY_MS = 500  # retry.backoff.ms : le client ne redemande pas une fin de transaction avant ce temps…
+EARLY = 0.8  # … à un cinquième près : c'est sa part de hasard
 QUIET_SECONDS = 12.0  # silence dont on ne parle pas : un broker mort est remplacé en neuf secondes
 FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 # Refus que le temps n'arrange pas.
@@ -94,18 +96,25 @@ class TransactionalProducer:
 
     ``write`` ouvre la transaction au besoin ; ``commit`` la valide. L'un comme l'autre lève Aborted s'il faut
     la refaire : ``abort`` l'annule alors, et l'on continue. Un second producteur du même ``transactional.id``
-    prend la place du premier, dont Kafka refuse désormais les écritures.
+    prend la place du premier, dont Kafka refuse désormais les écritures. ``contested`` : d'autres le prennent aussi.
+
+    Une fin de transaction dont la réponse tarde, le client la redemande de lui-même. La première demande, restée en
+    route, finirait alors la transaction *suivante* quand elle arrive : Kafka ne les distingue pas, sous ce protocole
+    (EndTxn v1). Après une fin si lente, un client neuf prend donc la suite : Kafka refuse ce qui vient de l'ancien.
 
     Lèvent aussi PipelineError (Kafka refuse pour de bon) et Stopped (arrêt demandé, Kafka muet).
     """
 
-    def __init__(self, config: Config, stop: Stop) -> None:
-        self.stop = stop
+    def __init__(self, config: Config, stop: Stop, *, contested: bool = False) -> None:
+        self.stop, self.contested = stop, contested
         self.open = False  # une transaction est ouverte
         self.fenced = False  # le dernier refus : un autre a pris notre identifiant
+        self.commits = self.aborts = 0
         self.name: str = config["transactional.id"]
         self._told: Callable[[KafkaError | None, Message], None] | None = config.get("on_delivery")
-        self._config = config | {"on_delivery": self._on_delivery}
+        self._config: Config = {"retry.backoff.ms": RETRY_MS} | config | {"on_delivery": self._on_delivery}
+        self._retry_seconds = EARLY * float(self._config["retry.backoff.ms"]) / 1000
+        self._doubtful = False  # la dernière fin a pu être demandée deux fois
         self._refused: Message | None = None  # le plus gros message refusé pour de bon
         self._broken = False  # Kafka ne veut plus de ce client : il est à remplacer
         self._producer = self._new_client()
@@ -134,10 +143,16 @@ class TransactionalProducer:
             raise self._aborted(error) from error
 
     def begin(self) -> None:
-        """Ouvre la transaction, si elle ne l'est pas déjà. Lève KafkaException."""
-        if not self.open:
-            self._producer.begin_transaction()
-            self.open = True
+        """Ouvre la transaction, si elle ne l'est pas déjà. Lève KafkaException, Aborted."""
+        if self.open:
+            return
+        if self._doubtful and self.contested:  # remplacer ce client barrerait qui a pris la source entre-temps
+            self._broken = True
+            raise Aborted("la fin précédente a tardé, un client neuf prend la suite")
+        if self._doubtful:
+            self._replace()
+        self._producer.begin_transaction()
+        self.open = True
 
     def poll(self, seconds: float = 0.0) -> None:
         """Sert les rappels de livraison, et attend au plus ``seconds`` secondes."""
@@ -169,25 +184,36 @@ class TransactionalProducer:
     def commit(self) -> None:
         """Valide la transaction, en attendant Kafka s'il le faut."""
         try:
-            patiently(lambda: self._producer.commit_transaction(CALL_SECONDS), self.stop)
-            self.open = False
+            self._producer.flush(CALL_SECONDS)  # la fin ne durera alors que le temps de sa demande
+            self._end(self._producer.commit_transaction)
+            self.commits += 1
         except KafkaException as error:
             raise self._aborted(error) from error
 
     def abort(self) -> bool:
         """Annule la transaction ; vrai si le client a dû être remplacé : un autre a pu prendre notre place."""
+        self.aborts += 1
         if not self._broken:
             try:
                 if self.open:
-                    patiently(lambda: self._producer.abort_transaction(CALL_SECONDS), self.stop)
-                self.open = False
-                return False
+                    self._end(self._producer.abort_transaction)
+                if not self._doubtful:
+                    return False
             except KafkaException as error:
                 log.debug("Annulation refusée (%s) : le client est remplacé.", error)
+        self._replace()
+        return True
+
+    def _end(self, end: Callable[[float], None]) -> None:
+        start = time.monotonic()
+        patiently(lambda: end(CALL_SECONDS), self.stop)
+        self.open, self._doubtful = False, time.monotonic() - start >= self._retry_seconds
+
+    def _replace(self) -> None:
+        """Un client neuf : ce que l'ancien avait en vol, ou en route, est refusé."""
         self._producer.purge()
         self._producer = self._new_client()
-        self.open = self._broken = False
-        return True
+        self.open = self._broken = self._doubtful = False
 
     def close(self) -> None:
         """Annule ce qui serait encore en vol, pour ne pas faire attendre les lecteurs."""
@@ -264,7 +290,9 @@ class Positions:
         self.topic, self._prefix, self._config, self._stop = f"{topic}-positions", topic, config, stop
         self.session = uuid.uuid4().hex
         self.mine: set[bytes] = set()
-        self.producer = TransactionalProducer(config | {"transactional.id": f"{topic}:{self.session}"}, stop)
+        self.producer = TransactionalProducer(
+            config | {"transactional.id": f"{topic}:{self.session}"}, stop, contested=True
+        )
 
     def take(self, sources: Collection[bytes]) -> dict[bytes, bytes]:
         """Prend ces sources, et rend la position confirmée de chaque source du topic qui en a une.

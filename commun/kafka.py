@@ -1,11 +1,13 @@
 """Kafka : variables d'environnement, attente du cluster, création et suppression de topics, lettres mortes."""
 
+import argparse
 import logging
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -17,10 +19,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from confluent_kafka.cimpl import NewTopic
 
-from commun.cli import Stop, Stopped
+from commun.cli import Parser, Stop, Stopped
 from commun.contracts import LETTER
-from commun.errors import START_HINT, PipelineError
+from commun.errors import START_HINT, PipelineError, UsageError
+from commun.metrics import count_letter
 from commun.settings import bootstrap_servers
+from commun.systems import reason
 
 log = logging.getLogger("pipeline")
 
@@ -37,7 +41,7 @@ DEAD_LETTER_TOPIC = {"retention.ms": "-1", "min.insync.replicas": "2", "max.mess
 ALIASES = {
     "request.required.acks": "acks", "delivery.timeout.ms": "message.timeout.ms", "queue.buffering.max.ms": "linger.ms",
     "message.send.max.retries": "retries", "compression.codec": "compression.type",
-    "max.in.flight": "max.in.flight.requests.per.connection",
+    "max.in.flight": "max.in.flight.requests.per.connection", "metadata.broker.list": "bootstrap.servers",
 }  # fmt: skip
 IDENTITY = ("group.id", "group.instance.id", "transactional.id", "group.protocol")
 
@@ -45,16 +49,87 @@ Config = dict[str, Any]
 Headers = list[tuple[str, str | bytes | None]]
 
 
-def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), bootstrap: str | None = None) -> Config:
-    """Complète le dictionnaire d'un script par l'environnement.
+class Setting(NamedTuple):
+    """Une propriété de librdkafka, et qui la demande : une variable, ou une ligne d'un fichier."""
+
+    origin: str
+    key: str
+    value: str
+
+
+def kafka_options(parser: Parser) -> None:
+    """Les options de qui se connecte à Kafka."""
+    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    parser.option("--config", type=properties, default=[], metavar="FICHIER",
+                  help="réglages de librdkafka, un « clé=valeur » par ligne (client.properties) ; une variable KAFKA_… "
+                  "l'emporte sur le fichier, --bootstrap-servers sur les deux")  # fmt: skip
+
+
+def properties(path: str) -> list[Setting]:
+    """Type d'option : les propriétés d'un fichier ; « # » commence un commentaire."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{path} n'est pas un texte en UTF-8") from None
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} ne peut pas être lu ({reason(error)})") from None
+    found = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        key, equals, value = map(str.strip, line.partition("="))
+        if line and not line.startswith("#"):
+            if not (key and equals):
+                raise argparse.ArgumentTypeError(f"{path}, ligne {number} : écrivez « clé=valeur »")
+            found.append(Setting(f"La ligne {number} de {path}", ALIASES.get(key, key), value))
+    _check_properties(path, found)
+    return found
+
+
+def _check_properties(path: str, settings: list[Setting]) -> None:
+    """Un client qui ne se connecte à rien dit si ces propriétés existent, et si leurs valeurs sont possibles."""
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL + 1)
+    wanted: Config = {one.key: one.value for one in settings if one.key != "bootstrap.servers"}
+    try:
+        AdminClient(wanted | {"logger": logging.getLogger("librdkafka")})
+    except (KafkaException, TypeError, ValueError) as error:
+        why = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        if unknown := re.search(r'No such configuration property: "(.*)"', why):
+            why = f"« {unknown[1]} » n'est pas une propriété de librdkafka"
+        raise argparse.ArgumentTypeError(f"{path} : {why}") from None
+
+
+def client_config(
+    config: Mapping[str, Any], guaranteed: Iterable[str] = (), options: argparse.Namespace | None = None
+) -> Config:
+    """Complète le dictionnaire d'un script par le fichier --config, puis par l'environnement, puis par l'option.
 
     ``KAFKA_SECURITY_PROTOCOL=SASL_SSL`` règle ``security.protocol``, et de même toute
     propriété de librdkafka : un cluster protégé ne demande aucun code. Les propriétés
     ``guaranteed``, sur lesquelles repose la garantie du script, ne se changent pas.
-    Lève PipelineError si une variable y touche.
+    ``options`` : celles de ``kafka_options``. Lève PipelineError si une variable touche à une garantie, UsageError
+    si c'est le fichier.
     """
-    result: Config = {"bootstrap.servers": bootstrap or bootstrap_servers(), "broker.address.family": "v4", **config}
+    result: Config = {"bootstrap.servers": bootstrap_servers(), "broker.address.family": "v4", **config}
     kept = {ALIASES.get(key, key) for key in guaranteed}
+    for error, settings in ((UsageError, getattr(options, "config", [])), (PipelineError, _variables())):
+        for origin, key, value in settings:
+            if key in IDENTITY:
+                raise error(f"{origin} changerait « {key} », que le script décide (--group…) : retirez-la.")
+            if key in kept:
+                raise error(f"{origin} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la.")
+            for other in (key, *(alias for alias, known in ALIASES.items() if known == key)):
+                result.pop(other, None)
+            result[key] = value
+    if servers := getattr(options, "bootstrap_servers", None):
+        result["bootstrap.servers"] = servers
+    result["logger"] = logging.getLogger("librdkafka")
+    result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
+    logging.getLogger("librdkafka").setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL + 1)
+    return result
+
+
+def _variables() -> list[Setting]:
+    """Ce que règlent les variables KAFKA_… ; KAFKA_BOOTSTRAP_SERVERS, elle, est une option."""
+    found = []
     for variable, value in sorted(os.environ.items()):
         name = variable.removeprefix("KAFKA_")
         if name == variable or name in _FOREIGN or name.startswith(_KUBERNETES) or name == "BOOTSTRAP_SERVERS":
@@ -62,20 +137,8 @@ def client_config(config: Mapping[str, Any], guaranteed: Iterable[str] = (), boo
         key = name.lower().replace("__", "\0").replace("_", ".").replace("\0", "_")
         if key == "metadata.broker.list":
             raise PipelineError(f"{variable} est un autre nom de KAFKA_BOOTSTRAP_SERVERS : posez celle-ci.")
-        key = ALIASES.get(key, key)
-        if key in IDENTITY:
-            raise PipelineError(f"{variable} changerait « {key} », que le script décide (--group…) : retirez-la.")
-        if key in kept:
-            raise PipelineError(
-                f"{variable} changerait « {key} », sur quoi repose la garantie de ce script : retirez-la."
-            )
-        for other in (key, *(alias for alias, known in ALIASES.items() if known == key)):
-            result.pop(other, None)
-        result[key] = value
-    result["logger"] = logging.getLogger("librdkafka")
-    result["error_cb"] = Outage(result["bootstrap.servers"]).on_error
-    logging.getLogger("librdkafka").setLevel(logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL + 1)
-    return result
+        found.append(Setting(variable, ALIASES.get(key, key), value))
+    return found
 
 
 def connect(factory: Any, config: Config) -> Any:
@@ -281,6 +344,16 @@ def readable(message: Message) -> bool:
     return False
 
 
+def lag_of(consumer: Consumer) -> dict[int, int]:
+    """Messages qui restent à lire, par partition, d'après ce que le client en sait déjà."""
+    found = {}
+    for there in consumer.position(consumer.assignment()):
+        _, high = consumer.get_watermark_offsets(there, cached=True)
+        if there.offset >= 0 and high >= 0:
+            found[there.partition] = max(0, int(high) - int(there.offset))
+    return found
+
+
 class FromBeginning:
     """Rappel d'attribution de --from-beginning : une partition reçue pour la première fois repart de son début.
 
@@ -300,21 +373,21 @@ class FromBeginning:
         consumer.incremental_assign(partitions)
 
 
-def dead_letter_of(message: Message, reason: str) -> Headers:
+def dead_letter_of(message: Message, why: str) -> Headers:
     """En-têtes de la lettre morte d'un message Kafka : les siens, la raison, et la place d'où il vient."""
     origin = place(message)
     fields = {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset}
-    return [*(message.headers() or []), *dead_letter_headers(reason, **fields)]
+    return [*(message.headers() or []), *dead_letter_headers(why, **fields)]
 
 
-def dead_letter(message: Message, reason: str) -> tuple[bytes | None, bytes | None, Headers]:
+def dead_letter(message: Message, why: str) -> tuple[bytes | None, bytes | None, Headers]:
     """La lettre morte d'un message Kafka : valeur, clé, en-têtes.
 
     Trop grosse pour sa file (un topic admet plus gros, comprimé), elle n'en a que le début ; ``dlq.truncated`` dit
     alors combien d'octets le message avait, et ``dlq.topic``, ``dlq.partition``, ``dlq.offset`` où il est en entier.
     """
     value, key = _bytes(message.value()), _bytes(message.key())
-    headers = dead_letter_of(message, reason[:REASON_CHARS])
+    headers = dead_letter_of(message, why[:REASON_CHARS])
     weight = sum(len(name) + len(_bytes(content) or b"") for name, content in headers)
     room = DEAD_LETTER_BYTES - LETTER_MARGIN
     if len(value or b"") + len(key or b"") + weight <= room:
@@ -333,9 +406,10 @@ def _bytes(value: bytes | str | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def dead_letter_headers(reason: str, **origin: object) -> Headers:
+def dead_letter_headers(why: str, **origin: object) -> Headers:
     """En-têtes d'une lettre morte : ``dlq.reason``, ``dlq.time`` et l'origine (``dlq.topic``, ``dlq.file``…)."""
-    fields = {"reason": reason, **origin, "contrat": LETTER, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    count_letter(why)
+    fields = {"reason": why, **origin, "contrat": LETTER, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     return [
         (f"dlq.{name}", value if isinstance(value, bytes) else str(value).encode()) for name, value in fields.items()
     ]

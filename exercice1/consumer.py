@@ -26,7 +26,8 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, M
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
-from commun.kafka import FromBeginning, client_config, connect, ensure_topics, place, readable
+from commun.kafka import FromBeginning, client_config, connect, ensure_topics, kafka_options, lag_of, place, readable
+from commun.metrics import Measures, metrics_option, serve_metrics
 from commun.systems import reader_gone, write_out
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
@@ -49,7 +50,10 @@ CONSUMER_CONFIG = {
     "topic.metadata.refresh.interval.ms": 5_000,  # une partition ajoutée au topic est vue au bout de ce temps
     "fetch.queue.backoff.ms": 10,  # 1 s par défaut, qui plafonne le débit
 }
-GUARANTEED = ("isolation.level", "auto.offset.reset", "enable.auto.offset.store")
+GUARANTEED = (
+    "isolation.level", "auto.offset.reset", "enable.auto.offset.store", "enable.auto.commit",
+    "partition.assignment.strategy",
+)  # fmt: skip
 
 
 def details(message: Message, wanted: Sequence[str]) -> dict[str, Any]:
@@ -83,9 +87,10 @@ def _readable(value: bytes | str | None) -> str | None:
 
 
 class Screen:
-    """La sortie standard, dans le format demandé."""
+    """La sortie standard, dans le format demandé ; ``shown`` : combien de messages elle a montrés."""
 
     def __init__(self, wanted: str) -> None:
+        self.shown = 0
         self._format, self._table = wanted, Table()
 
     def show(self, records: Sequence[Record]) -> None:
@@ -98,6 +103,7 @@ class Screen:
             case _:
                 lines = [as_raw(record) for record in records]
         write_out(b"".join(line + b"\n" for line in lines))
+        self.shown += len(records)
 
 
 def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
@@ -109,11 +115,11 @@ def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
         log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
 
 
-def watch(consumer: Consumer, screen: Screen, args: argparse.Namespace, stop: Stop) -> int:
-    """La boucle : lire, montrer, retenir la position ; renvoie le nombre de messages montrés."""
-    shown, active = 0, time.monotonic()
-    while not stop and not reader_gone() and (args.max_messages is None or shown < args.max_messages):
-        room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - shown)
+def watch(consumer: Consumer, screen: Screen, args: argparse.Namespace, stop: Stop) -> None:
+    """La boucle : lire, montrer, retenir la position."""
+    active = time.monotonic()
+    while not stop and not reader_gone() and (args.max_messages is None or screen.shown < args.max_messages):
+        room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - screen.shown)
         messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
         records = [read(message.value(), details(message, args.show)) for message in messages]
         wanted = [record for record in records if selected(record, args.filter)]
@@ -121,10 +127,9 @@ def watch(consumer: Consumer, screen: Screen, args: argparse.Namespace, stop: St
             screen.show(wanted)
         if messages:
             remember(consumer, messages)
-            shown, active = shown + len(wanted), time.monotonic()
+            active = time.monotonic()
         elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
             break
-    return shown
 
 
 # --- Options ---
@@ -150,7 +155,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--topic", env="CSV_TOPIC", default=TOPIC, help="topic à lire")
     parser.option("--group", env="CSV_GROUP", default=GROUP,
                   help="groupe de consommateurs ; sans cette option, --from-beginning en a un à lui")  # fmt: skip
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages montrés")
     parser.option("--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message")
@@ -171,16 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
-    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
+    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args)
     ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
-    consumer = connect(Consumer, config)
+    consumer, screen = connect(Consumer, config), Screen(args.format)
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
     try:
+        serve_metrics(args.metrics_port, lambda: Measures(screen.shown, lag_of(consumer)))
         consumer.subscribe([args.topic], **({"on_assign": FromBeginning()} if args.from_beginning else {}))
-        shown = watch(consumer, Screen(args.format), args, stop)
+        watch(consumer, screen, args, stop)
     finally:
         consumer.close()  # valide la position et quitte le groupe tout de suite
-    log.info("Terminé. Messages montrés : %d.", shown)
+    log.info("Terminé. Messages montrés : %d.", screen.shown)
     return 0
 
 

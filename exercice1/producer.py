@@ -33,7 +33,8 @@ from commun.cli import Parser, Stop, french_number, positive, run
 from commun.csv_header import HeaderError, Options
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions, refuse_several_partitions
-from commun.kafka import client_config, ensure_topics
+from commun.kafka import client_config, ensure_topics, kafka_options
+from commun.metrics import metrics_option, serve_metrics
 from commun.systems import reason, write_out
 from exercice1 import json_rows
 from exercice1.files import Files
@@ -186,7 +187,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "défaut : data/ventes.csv]",
     )  # fmt: skip
     parser.option("--topic", env="CSV_TOPIC", default=TOPIC, help="topic où écrire")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--key", env="CSV_KEY", metavar="COLONNE",
                   help="colonne qui sert de clé ; sans elle, le nom du fichier, qui garde son ordre")  # fmt: skip
     parser.option("--delimiter", env="CSV_DELIMITER", type=_delimiter, metavar="CARACTÈRE",
@@ -231,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         return show(files)
     stop = Stop()
-    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
@@ -241,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_several_partitions(config, args.topic)
     log.info("Surveillance de %s, envoi dans %s.", ", ".join(args.files), args.topic)
     with closing(Sender(files, Positions(config, args.topic, stop), args.topic, stop)) as sender:
+        serve_metrics(args.metrics_port, sender.measures)
         if args.once:
             send_once(sender, stop, anew=args.from_start)
         else:

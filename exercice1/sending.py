@@ -11,6 +11,7 @@ from commun.cli import Stop, french_number
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted, Positions
 from commun.kafka import Headers, dead_letter_headers
+from commun.metrics import Durations, Measures
 from exercice1.files import Files
 from exercice1.fingerprint import Saved
 from exercice1.follow import Follower
@@ -49,6 +50,7 @@ class Sender:
         self.producer = positions.producer
         self.total, self.counts = Counts(), dict[Path, Counts]()
         self.clock: Callable[[], float] = time.monotonic
+        self.batches = Durations()
 
     def scan(self, *, anew: bool) -> None:
         """Prend en charge les fichiers nouveaux. ``anew`` : ceux-là repartent de leur début."""
@@ -92,6 +94,8 @@ class Sender:
                 if self.stop or self.clock() - start > TRANSACTION_SECONDS or (touched and self.files.crowded):
                     break
             self._commit(touched)
+            if touched:
+                self.batches.add(self.clock() - start)
         except Aborted as error:
             self._recover(error, touched)
         return bool(touched) or self.files.interrupted
@@ -130,6 +134,11 @@ class Sender:
             self.producer.write(f"{self.topic}-dlq", raw, key, headers)
         if len(chunk.rejected) > DETAILED_REJECTS:
             log.warning("… et %d autres lettres mortes dans ce morceau.", len(chunk.rejected) - DETAILED_REJECTS)
+
+    def measures(self) -> Measures:
+        """Pour --metrics-port."""
+        commits, aborts = self.producer.commits, self.producer.aborts
+        return Measures(self.total.sent, commits=commits, aborts=aborts, batches=self.batches)
 
     # --- Après un refus : la position écrite dans Kafka fait foi ---
 

@@ -38,8 +38,10 @@ from commun.kafka import (
     client_config,
     dead_letter,
     ensure_topics,
+    kafka_options,
     place,
 )
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.outputs import AtLeastOnce, ExactlyOnce, Outputs
 from exercice2.topic import TOPIC, VALID_TOPIC, letters, stream, topic_options
 from exercice2.work import ON_ERROR, Done, do_work, load_work
@@ -81,7 +83,7 @@ TRANSACTION_CONFIG = {"message.timeout.ms": 10_000, "transaction.timeout.ms": 10
 GUARANTEED = (
     "enable.auto.commit", "enable.auto.offset.store", "isolation.level", "auto.offset.reset", "enable.partition.eof",
     "acks", "enable.idempotence", "message.timeout.ms", "transaction.timeout.ms", "transactional.id",
-
+    "partition.assignment.strategy",
 )  # fmt: skip
 
 
@@ -109,6 +111,7 @@ class Worker:
     def __init__(self, args: argparse.Namespace, member: GroupMember, outputs: Outputs, stop: Stop) -> None:
         self.args, self.member, self.outputs, self.stop = args, member, outputs, stop
         self.counts = Counts()
+        self.batches = Durations()
 
     def run(self) -> None:
         """Jusqu'à l'arrêt, --max-messages ou --idle-timeout."""
@@ -116,7 +119,8 @@ class Worker:
         while not self.stop and (room := self._room()):
             found = self.member.read(room, BATCH_SECONDS)
             if found:
-                self._process(found)
+                with self.batches:
+                    self._process(found)
             elif self.args.idle_timeout and self.member.idle(self.args.idle_timeout):
                 break
             self._commit_in_time()
@@ -192,6 +196,11 @@ class Worker:
         if full or time.monotonic() - self.member.checkpoint_at >= every:
             self.member.checkpoint()
 
+    def measures(self) -> Measures:
+        """Pour --metrics-port."""
+        member = self.member
+        return Measures(self.counts.read, member.lag(), member.commits, member.aborts, batches=self.batches)
+
     def _lag(self) -> str:
         """Messages qui restent à lire, par partition."""
         parts = [f"p{partition} {french_number(left)}" for partition, left in self.member.lag().items()]
@@ -214,7 +223,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic à lire")
     parser.option("--output", env="TRANSACTIONS_VALIDEES", default=VALID_TOPIC, help="topic où écrire")
     parser.option("--group", env="TRANSACTIONS_GROUP", default=GROUP, help="groupe de consommateurs")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--exactly-once", action="store_true", help="sorties et position dans une même transaction Kafka")
     parser.option("--instance-id", metavar="NOM",
                   help="membre permanent : relancé avant 6 s, il retrouve ses partitions")  # fmt: skip
@@ -246,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_options(argv)
     stop = Stop()
     identity = {"group.id": args.group} | ({"group.instance.id": args.instance_id} if args.instance_id else {})
-    config = client_config(CONSUMER_CONFIG | identity, GUARANTEED, args.bootstrap_servers)
-    producer_config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(CONSUMER_CONFIG | identity, GUARANTEED, args)
+    producer_config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         stream(args, args.topic),
@@ -258,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outputs = open_outputs(args, producer_config, stop)
         with GroupMember(args.topic, config, outputs, stop) as member:
             worker = Worker(args, member, outputs, stop)
+            serve_metrics(args.metrics_port, worker.measures)
             member.positions.start_from(args.reset, args.from_offsets, [args.output] if args.exactly_once else [])
             member.join()
             log.info("Lecture de %s (groupe %s), écriture dans %s.", args.topic, args.group, args.output)

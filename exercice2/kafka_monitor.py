@@ -32,7 +32,8 @@ from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
-from commun.kafka import Config, client_config, count_partitions, ensure_topics
+from commun.kafka import Config, client_config, count_partitions, ensure_topics, kafka_options
+from commun.metrics import Measures, metrics_option, serve_metrics
 from commun.outputs import ExactlyOnce
 from commun.topics import bounds
 from exercice2.fenetres.counting import Reading
@@ -82,6 +83,7 @@ PRODUCER_CONFIG = {
 GUARANTEED = (
     "enable.auto.commit", "enable.auto.offset.store", "isolation.level", "auto.offset.reset", "acks",
     "enable.idempotence", "message.timeout.ms", "transaction.timeout.ms", "transactional.id", "enable.partition.eof",
+    "partition.assignment.strategy",
 )  # fmt: skip
 
 
@@ -113,11 +115,15 @@ class Monitor:
         """Jusqu'à l'arrêt."""
         behind = False
         while not self.stop:
-            behind = turn(self.first, self.reading.process, BATCH, 0 if behind else WAIT_SECONDS)
-            self.reading.align()
-            self.reading.tick(self.args.idle_timeout)
-            behind |= turn(self.second, self.merging.process, PARTIALS_BATCH, 0)
+            behind = self.step(behind)
             self._show(screen)
+
+    def step(self, behind: bool) -> bool:
+        """Un tour des deux étages ; ``behind``, avant et après : il reste sûrement à lire."""
+        behind = turn(self.first, self.reading.process, BATCH, 0 if behind else WAIT_SECONDS)
+        self.reading.align()
+        self.reading.tick(self.args.idle_timeout)
+        return turn(self.second, self.merging.process, PARTIALS_BATCH, 0) or behind
 
     def run_once(self, screen: Screen) -> None:
         """--once : jusqu'au bout du topic, tel qu'il est au démarrage."""
@@ -148,6 +154,14 @@ class Monitor:
 
     def _end(self, topic: str, partition: int) -> int:
         return bounds(self.config, TopicPartition(topic, partition), self.stop)[1]
+
+    def measures(self) -> Measures:
+        """Pour --metrics-port."""
+        numbers, members = self.numbers, (self.first, self.second)
+        return Measures(
+            numbers.read, self.first.lag(), sum(one.commits for one in members), sum(one.aborts for one in members),
+            numbers.late_by(), numbers.batches,
+        )  # fmt: skip
 
     def _show(self, screen: Screen) -> None:
         self.numbers.lag, self.numbers.merging = sum(self.first.lag().values()), self.merging.merger is not None
@@ -205,7 +219,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--alerts", env="TRANSACTIONS_ALERTES", default=ALERTS, help="topic des alertes")
     parser.option("--group", env="TRANSACTIONS_MONITOR_GROUP",
                   help="groupe des moniteurs qui se partagent le travail ; sans lui, un par réglage")  # fmt: skip
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--size", type=milliseconds, dest="size_ms", default="60", help="longueur d'une fenêtre, en secondes")
     parser.option("--slide", type=_slide, dest="slide_ms", default="10", metavar="S|event",
                   help="une fenêtre toutes les S secondes, ou une par transaction")  # fmt: skip
@@ -258,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
-    config = client_config(CONSUMER_CONFIG, GUARANTEED, args.bootstrap_servers)
-    producer = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(CONSUMER_CONFIG, GUARANTEED, args)
+    producer = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         stream(args, args.topic),
@@ -279,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             monitor = Monitor(args, stop, config, producer)
             for client in (closing(monitor.merging), monitor.second, monitor.first):
                 closed.enter_context(client)
+            serve_metrics(args.metrics_port, monitor.measures)
             monitor.join()
             screen = closed.enter_context(Screen(args.format))
             (monitor.run_once if args.once else monitor.run)(screen)

@@ -34,7 +34,9 @@ from commun.kafka import (
     client_config,
     dead_letter_headers,
     ensure_topics,
+    kafka_options,
 )
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from exercice2.deliveries import Deliveries
 from exercice2.sources import CsvFile, Generated, Item, Pace, Saved, Source
 from exercice2.topic import TOPIC, letters, single, stream, topic_options
@@ -80,6 +82,7 @@ class Sender:
         self._name = source.name.encode()
         self._items: Iterator[Item] = iter(())
         self.pace = Pace(args.rate)
+        self.batches = Durations()
         self.rows = self.taken = 0  # éléments confirmés ; éléments pris à la source
 
     def run(self) -> None:
@@ -90,7 +93,8 @@ class Sender:
         reported, more = time.monotonic(), True
         while more and not self.stop:
             try:
-                more = self._one_transaction()
+                with self.batches:
+                    more = self._one_transaction()
             except Aborted as error:
                 self._abandon(error)
             if time.monotonic() - reported > REPORT_SECONDS:
@@ -168,6 +172,11 @@ class Sender:
         if lost:
             raise PipelineError(f"Un autre producteur envoie maintenant {self.source.name} : je m'arrête.")
 
+    def measures(self) -> Measures:
+        """Pour --metrics-port."""
+        commits, aborts = self.producer.commits, self.producer.aborts
+        return Measures(self.deliveries.confirmed, commits=commits, aborts=aborts, batches=self.batches)
+
     def left(self) -> int:
         """Ce qui reste à envoyer, d'une source qui a une fin."""
         return self.taken - self.rows + (0 if self.source.endless else sum(1 for _ in self._items))
@@ -196,7 +205,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", nargs="?", type=Path, default=SAMPLE, metavar="FICHIER",
                         help="fichier CSV des transactions [défaut : transactions.csv]")  # fmt: skip
     parser.option("--topic", env="TRANSACTIONS_TOPIC", default=TOPIC, help="topic où écrire")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--key", choices=("compte", "id", "region"), default="compte", help="champ qui choisit la partition")
     parser.option("--generate", action="store_true", help="fabrique des transactions, au lieu de lire un fichier")
     parser.option("--rate", type=positive(float, zero=True),
@@ -226,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
-    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         stream(args, args.topic),
@@ -236,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(args)
     log.info("Envoi de %s vers %s.", source.name, args.topic)
     sender = Sender(config, args, source, stop)
+    serve_metrics(args.metrics_port, sender.measures)
     try:
         sender.run()
     except Stopped:

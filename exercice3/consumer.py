@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -39,10 +39,13 @@ from commun.kafka import (
     connect,
     dead_letter_of,
     ensure_topics,
+    kafka_options,
+    lag_of,
     place,
     readable,
     send,
 )
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from exercice3.arrivages import Outcome, write
 from exercice3.collection import Document, account_error, explain, key, open_client, open_database, prepare
 from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
@@ -75,7 +78,10 @@ DEAD_LETTER_CONFIG = {
     "message.timeout.ms": 0,  # jamais abandonnée : Kafka absent, elle attend son retour
     "message.max.bytes": DEAD_LETTER_BYTES,
 }
-GUARANTEED = ("enable.auto.commit", "auto.offset.reset", "acks", "enable.idempotence", "message.timeout.ms")
+GUARANTEED = (
+    "enable.auto.commit", "auto.offset.reset", "isolation.level", "partition.assignment.strategy", "acks",
+    "enable.idempotence", "message.timeout.ms",
+)  # fmt: skip
 
 Batch = dict[str, tuple[Vente, list[Message]]]  # par clé : la vente et les messages qui la portent
 Rejected = list[tuple[Message, str]]  # messages refusés, avec la raison
@@ -216,16 +222,22 @@ def wait_for(call: Callable[[], object], stop: Stop) -> None:
 
 @dataclass
 class Sink:
-    """Où vont les messages : la base, la file des lettres mortes, et le compte de ce qui est fait."""
+    """Où vont les messages : la base, la file des lettres mortes ; le compte de ce qui est fait, et en combien."""
 
     database: Database[Document]
     producer: Producer
     dead_letter_topic: str
     counts: Counts
+    batches: Durations = field(default_factory=Durations)
 
 
 def process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop) -> bool:
     """Écrit, range les lettres mortes, et seulement alors valide la position ; faux si l'arrêt vient avant."""
+    with sink.batches:
+        return _process(consumer, sink, messages, stop)
+
+
+def _process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop) -> bool:
     batches, rejected = sort_messages(messages, datetime.now())  # noqa: DTZ005 - heure locale, comme date_vente
     written = 0
     for batch in batches:
@@ -296,7 +308,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic à lire")
     parser.option("--group", env="VENTES_GROUP", default=GROUP, help="groupe de consommateurs")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--prepare", action="store_true", help="crée ce qui manque dans MongoDB (rôle dbAdmin), puis fin")
     parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages")
@@ -315,8 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_client() as client:
             prepare(open_database(client))
         return 0
-    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args.bootstrap_servers)
-    producer_config = client_config(DEAD_LETTER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args)
+    producer_config = client_config(DEAD_LETTER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
@@ -329,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sink = Sink(database, producer, args.topic + "-dlq", Counts())
         log.info("Lecture de %s (groupe %s), écriture dans MongoDB (%s).", args.topic, args.group, database.name)
         try:
+            serve_metrics(args.metrics_port, lambda: Measures(sink.counts.read, lag_of(consumer), batches=sink.batches))
             assigned = Assigned(args.from_beginning)
             consumer.subscribe([args.topic], on_assign=assigned)
             consume(consumer, sink, args, stop, assigned)

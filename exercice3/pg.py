@@ -31,6 +31,7 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import encodings
 
 from commun.cli import Parser, Stop, age, positive, run
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.settings import export_dir
 from commun.systems import reason
 from exercice3.lots import BadFile, Manifest, open_file, read_manifest
@@ -172,10 +173,14 @@ def watch(args: argparse.Namespace, stop: Stop) -> None:
     """Un passage toutes les ``--every`` secondes ; PostgreSQL absent, attend son retour et le dit une fois."""
     connection, down, archive_due = None, False, time.monotonic()
     said: set[str] = set()
+    done = Measures(0, batches=Durations())
+    serve_metrics(args.metrics_port, lambda: done)
     while not stop:
         try:
             connection = connection or open_postgres(stop)
-            load_all(connection, args, stop, said)
+            start = time.monotonic()
+            good, _ = load_all(connection, args, stop, said)
+            done.add(good, time.monotonic() - start)
             if time.monotonic() >= archive_due:
                 archive_old(connection, args)
                 archive_due = time.monotonic() + KEEP_SECONDS
@@ -209,7 +214,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option(
         "--keep", type=age, help="compresse les fichiers chargés, écrits depuis plus de 30d (jours) ou 12h (heures)"
     )
-    return parser.parse(argv)
+    metrics_option(parser)
+    args = parser.parse(argv)
+    if args.metrics_port and not args.watch:
+        parser.error("--metrics-port va avec --watch")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

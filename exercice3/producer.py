@@ -28,7 +28,8 @@ from confluent_kafka.cimpl import NewTopic
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.contracts import SALE, header
 from commun.errors import PipelineError
-from commun.kafka import client_config, connect, ensure_topics
+from commun.kafka import client_config, connect, ensure_topics, kafka_options
+from commun.metrics import Measures, metrics_option, serve_metrics
 from exercice3.confirmations import Confirmed, new_topic
 from exercice3.ventes import SEED_MAX, Vente, generate, to_json, with_corrections
 
@@ -101,11 +102,10 @@ def send(producer: Producer, topic: str, vente: Vente, deliveries: Deliveries, s
 
 
 def produce(
-    producer: Producer, ventes: Iterable[Vente], suite: Confirmed, args: argparse.Namespace, stop: Stop
-) -> Deliveries:
+    producer: Producer, ventes: Iterable[Vente], args: argparse.Namespace, stop: Stop, deliveries: Deliveries
+) -> None:
     """Envoie ces ventes, au rythme de ``args.rate`` par seconde (0 : au plus vite)."""
-    deliveries = Deliveries(suite)
-    suite.publish(producer, args.topic)  # rien encore : mais cette suite est connue
+    deliveries.suite.publish(producer, args.topic)  # rien encore : mais cette suite est connue
     start = reported = time.monotonic()
     for vente in ventes:
         if stop or not send(producer, args.topic, vente, deliveries, stop):
@@ -114,12 +114,11 @@ def produce(
         now = time.monotonic()
         if now - reported >= REPORT_SECONDS:
             log.info("%s", deliveries)
-            suite.publish(producer, args.topic)
+            deliveries.suite.publish(producer, args.topic)
             reported = now
         # La n-ième vente part à start + n/rate : un retard se rattrape, le rythme ne dérive pas.
         while args.rate and not stop and (ahead := start + deliveries.sent / args.rate - time.monotonic()) > 0:
             producer.poll(min(ahead, 0.2))
-    return deliveries
 
 
 def finish(producer: Producer, deliveries: Deliveries, topic: str) -> None:
@@ -140,7 +139,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic où écrire")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
+    metrics_option(parser)
     parser.option("--count", type=positive(), help="nombre de ventes, puis fin ; sans lui : sans fin")
     parser.option("--rate", type=positive(float, zero=True), default=10.0, help="ventes par seconde, 0 : au plus vite")
     parser.option("--seed", type=positive(zero=True), help="graine : la même donne les mêmes ventes")
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse(argv)
     stop = Stop()
-    config = client_config(PRODUCER_CONFIG, GUARANTEED, args.bootstrap_servers)
+    config = client_config(PRODUCER_CONFIG, GUARANTEED, args)
     ensure_topics(
         config,
         NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG),
@@ -165,12 +165,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     seed, clock = (secrets.randbits(32), datetime.now) if args.seed is None else (args.seed, lambda: REPLAY_END)
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
-    producer = connect(Producer, config)
+    producer, deliveries = connect(Producer, config), Deliveries(Confirmed(seed, args.start))
+    serve_metrics(args.metrics_port, lambda: Measures(deliveries.confirmed))
     ventes: Iterable[Vente] = islice(generate(seed, clock, args.days, args.start), args.count)
     if args.corrections:
         ventes = with_corrections(ventes, args.corrections, seed)
     try:
-        deliveries = produce(producer, ventes, Confirmed(seed, args.start), args, stop)
+        produce(producer, ventes, args, stop, deliveries)
     except KafkaException as error:
         raise PipelineError(f"Kafka refuse l'envoi : {error.args[0].str()}.") from error
     finish(producer, deliveries, args.topic)

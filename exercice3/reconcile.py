@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commun.cli import Parser, french_number, positive, run
-from commun.kafka import client_config
+from commun.kafka import client_config, kafka_options
 from commun.settings import export_dir
 from exercice3.verification.point import OTHERS_MAX, STATES_MAX, Point, Reread, rows_of, save
 from exercice3.verification.produced import Kafka, Produced
@@ -89,7 +89,7 @@ def collect(args: argparse.Namespace, *, full: bool) -> Audit:
     De la fin vers le début : une vente en route manque à la fin, jamais au début. Ce qui l'explique (fichiers chargés,
     lots terminés, positions validées) se lit avant l'étape où elle peut manquer.
     """
-    config = client_config({}, (), args.bootstrap_servers)
+    config = client_config({}, (), args)
     point = None if full else last_point(open_topics(config, args.topic, args.group), args.topic)
     with postgres() as snapshot:
         in_postgres, loaded = snapshot.steps(point), snapshot.loaded()
@@ -157,7 +157,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.option("--topic", env="VENTES_TOPIC", default=TOPIC, help="topic des ventes")
     parser.option("--group", env="VENTES_GROUP", default=GROUP, help="groupe de consumer.py")
-    parser.option("--bootstrap-servers", env="KAFKA_BOOTSTRAP_SERVERS", help="adresses des brokers")
+    kafka_options(parser)
     parser.option(
         "--export-dir", env="EXPORT_DIR", type=Path, default=export_dir(), help="dossier des fichiers exportés"
     )

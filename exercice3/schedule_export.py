@@ -37,6 +37,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from commun.cli import Parser, Stop, moment, positive, run
 from commun.errors import START_HINT, PipelineError
+from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.settings import export_dir
 from commun.systems import reason
 from exercice3 import lots
@@ -136,17 +137,21 @@ def warn_other_folder(database: Database[Document], folder: Path) -> None:
         )  # fmt: skip
 
 
-def export(database: Database[Document], args: argparse.Namespace, stop: Stop, *, tidy: bool = False) -> bool:
+def export(
+    database: Database[Document], args: argparse.Namespace, stop: Stop, done: Measures, *, tidy: bool = False
+) -> bool:
     """Un passage de l'export ; faux, dit en une phrase, s'il doit être repris au suivant.
 
     ``tidy`` : d'abord, les lots chargés et compressés par « pg.py --keep » sont oubliés.
     """
+    start = time.monotonic()
     try:
         if tidy:
             forget_archived(database, args.export_dir)
         lots.remove_old_drafts(args.export_dir)
         warn_other_folder(database, args.export_dir)
         count = export_new(database, args.export_dir, args.lot_size, lambda: bool(stop))
+        done.add(count, time.monotonic() - start)
         if args.full and not stop:
             export_full(database, args.export_dir)
     except PyMongoError as error:
@@ -162,10 +167,12 @@ def export(database: Database[Document], args: argparse.Namespace, stop: Stop, *
     return True
 
 
-def keep_on(database: Database[Document], args: argparse.Namespace, stop: Stop, *, tidy: bool = False) -> None:
+def keep_on(
+    database: Database[Document], args: argparse.Namespace, stop: Stop, done: Measures, *, tidy: bool = False
+) -> None:
     """Un passage de plus ; un compte refusé en route se dit, et n'arrête pas les suivants."""
     try:
-        export(database, args, stop, tidy=tidy)
+        export(database, args, stop, done, tidy=tidy)
     except PipelineError as error:
         log.warning("%s", error)
 
@@ -185,6 +192,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--lot-size", type=positive(), default=LOT_SIZE, help=f"ventes par fichier, {LOT_SIZE_MAX} au plus ; un lot "
         "finit avec un arrivage de consumer.py, d'un millier de ventes au plus",
     )  # fmt: skip
+    metrics_option(parser)
     args = parser.parse(argv)
     if args.lot_size > LOT_SIZE_MAX:
         parser.error(f"--lot-size : {LOT_SIZE_MAX} au plus")
@@ -239,13 +247,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         database = open_database(client)
         if args.lot or args.since:
             return again(database, args)
-        done = export(database, args, stop, tidy=True)
+        done = Measures(0, batches=Durations())
+        serve_metrics(args.metrics_port, lambda: done)
+        complete = export(database, args, stop, done, tidy=True)
         if args.once:
-            if not done:
+            if not complete:
                 raise PipelineError("L'export n'a pas pu se faire : voyez ci-dessus, puis relancez.")
             return 0
-        daily = partial(keep_on, database, args, stop, tidy=True)
-        every(args.every, lambda: keep_on(database, args, stop), stop, daily)
+        daily = partial(keep_on, database, args, stop, done, tidy=True)
+        every(args.every, lambda: keep_on(database, args, stop, done), stop, daily)
     log.info("Arrêt demandé : terminé.")
     return 0
 

@@ -60,6 +60,10 @@ class Reading(Listener):
 
     def process(self, partition: int, messages: list[Message]) -> None:
         """Des messages consécutifs d'une partition."""
+        with self.numbers.batches:
+            self._process(partition, messages)
+
+    def _process(self, partition: int, messages: list[Message]) -> None:
         partial, rejected = self.combiners[partition].combine(partition, messages, now_ms())
         for rank, reason in rejected:
             message = messages[rank]

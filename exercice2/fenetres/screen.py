@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from commun.cli import french_number
+from commun.metrics import Durations
 from exercice2.fenetres.published import instant_text, key_text, per_second
 from exercice2.fenetres.windows import NEVER, Result
 
@@ -46,6 +47,7 @@ class Numbers:
     lag: int = 0  # messages de ses partitions qui restent à lire
     watermark: int = NEVER
     merging: bool = False  # c'est lui qui réunit les comptes et publie
+    batches: Durations = field(default_factory=Durations)  # un lot de transactions, compté
     alerts: deque[tuple[str, Result]] = field(default_factory=lambda: deque(maxlen=5))
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
@@ -66,13 +68,18 @@ class Numbers:
         since, before = self.samples[0]
         return (self.read - before) / max(now - since, 0.001)
 
+    def late_by(self) -> float | None:
+        """Retard du watermark sur l'horloge, en secondes ; None si l'on n'en sait rien."""
+        known = self.merging and self.watermark != NEVER
+        return time.time() - self.watermark / 1000 if known else None
+
     def delay(self) -> str:
-        """Retard du watermark sur l'horloge."""
+        """Ce retard, en une phrase."""
         if not self.merging:
             return "un autre moniteur du groupe réunit les comptes et publie"
-        if self.watermark == NEVER:
+        if (seconds := self.late_by()) is None:
             return "watermark inconnu : une partition n'a encore rien dit"
-        return f"watermark en retard de {french_number(time.time() - self.watermark / 1000, 1)} s sur l'horloge"
+        return f"watermark en retard de {french_number(seconds, 1)} s sur l'horloge"
 
 
 class Screen:

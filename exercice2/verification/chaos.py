@@ -6,11 +6,14 @@
 Un producteur envoie à un rythme régulier, trois consommateurs valident avec --exactly-once, deux moniteurs
 comptent par fenêtres. Au hasard : un broker tué, deux à la fois, un broker gelé plus longtemps que sa session,
 les chefs de partition déplacés, un consommateur ou un moniteur tué, ou gelé plus longtemps que sa session, le
-producteur tué ou gelé. À la fin, tout est relancé, et les topics de sortie sont relus en read_committed.
+producteur tué ou gelé, son réseau ralenti, coupé, ou une fin de transaction qui y arrive après qu'il l'a redemandée.
+Dans un topic à part, sous un consommateur à lui : une partition ajoutée, des messages effacés, le topic recréé.
+À la fin, tout est relancé, et les topics de sortie sont relus en read_committed.
 Garantit : le code de sortie est 0 si chaque transaction confirmée y est exactement une fois, dans l'ordre
 de son compte, et chaque fenêtre une fois, juste ; 1 sinon, avec ce qui est perdu, doublé, mal rangé ou faux.
 Ne garantit pas : de laisser vos serveurs tranquilles. Il tue ceux de « python -m services ».
-Ensuite : les comptes sont dans verdicts.py ; le même essai, court, est dans tests/faults/test_chaos.py.
+Ensuite : les comptes sont dans verdicts.py, le réseau dans network.py, le topic à part dans apart.py ; le même
+essai, court, est dans tests/faults/test_chaos.py.
 """
 
 import argparse
@@ -35,8 +38,11 @@ from confluent_kafka.admin import AdminClient
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
+from commun.settings import bootstrap_servers
 from commun.topics import read_topic
 from exercice2.transactions import Transaction, parse
+from exercice2.verification.apart import Apart, judge_apart
+from exercice2.verification.network import Network
 from exercice2.verification.verdicts import (
     Verdict,
     Window,
@@ -57,6 +63,7 @@ LONG_SECONDS = 40.0  # plus que le délai de livraison du producteur (30 s) : sa
 LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne
 SETTLE_SECONDS = 5.0
 LOGS = Path(tempfile.gettempdir()) / "chaos"
+SLOW_SECONDS = 0.3  # par requête
 DRAIN_SECONDS = 180.0  # patience, à la fin, pour que tout soit validé
 
 
@@ -104,8 +111,8 @@ class NotDoneError(Exception):
 class Chaos:
     """Un essai : ses topics, ses scripts, ses pannes."""
 
-    def __init__(self, args: argparse.Namespace, stop: Stop) -> None:
-        self.args, self.stop = args, stop
+    def __init__(self, args: argparse.Namespace, stop: Stop, network: Network) -> None:
+        self.args, self.stop, self.network = args, stop, network
         self.dice = random.Random(args.seed)  # noqa: S311 - des pannes rejouables
         name = f"chaos-{uuid.uuid4().hex[:8]}"
         self.topic, self.output, self.windows = name, f"{name}-validees", f"{name}-fenetres"
@@ -115,7 +122,7 @@ class Chaos:
         self.config = admin_config(client_config({}))
         self.producer = Script(
             self.logs / "producer.log", "producer_resilient.py", "--topic", name, "--generate",
-            "--seed", str(args.seed), "--rate", str(args.rate),
+            "--seed", str(args.seed), "--rate", str(args.rate), "--bootstrap-servers", network.servers,
         )  # fmt: skip
         self.consumers = [
             Script(
@@ -130,6 +137,12 @@ class Chaos:
             "--group", f"{name}-fenetres", "--by", "type", "--slide", "1", "--idle-timeout", "600",
         ]  # fmt: skip
         self.monitors = [Script(self.logs / f"monitor{n}.log", *self.monitor) for n in range(1, MONITORS + 1)]
+        self.apart = Apart(f"{name}-a-part", self.config, self.dice)
+        self.apart_output = f"{self.apart.name}-validees"
+        self.apart_consumer = Script(
+            self.logs / "consumer-a-part.log", "consumer_resilient.py", "--topic", self.apart.name,
+            "--output", self.apart_output, "--group", self.apart.name, "--exactly-once",
+        )  # fmt: skip
 
     # --- Les pannes ---
 
@@ -138,7 +151,8 @@ class Chaos:
         kinds: list[Callable[[], None]] = [
             self.one_broker, self.two_brokers, self.freeze_broker, self.move_leaders,
             self.kill_consumer, self.freeze_consumer, self.kill_monitor, self.freeze_monitor,
-            self.kill_producer, self.freeze_producer,
+            self.kill_producer, self.freeze_producer, self.slow_network, self.cut_network, self.late_end,
+            self.grow_apart, self.erase_apart, self.recreate_apart,
         ]  # fmt: skip
         if self.args.seconds >= LONG_RUN:
             kinds.append(self.two_brokers_for_long)
@@ -162,7 +176,7 @@ class Chaos:
     @property
     def scripts(self) -> list[Script]:
         """Tous les scripts de l'essai."""
-        return [self.producer, *self.consumers, *self.monitors]
+        return [self.producer, *self.consumers, *self.monitors, self.apart_consumer]
 
     def one_broker(self) -> None:
         """Un broker tué"""
@@ -228,6 +242,48 @@ class Chaos:
         self.stop.wait(FREEZE_SECONDS)
         script.send(signal.SIGCONT)
 
+    def slow_network(self) -> None:
+        """Le réseau du producteur ralenti"""
+        self.network.seconds = SLOW_SECONDS
+        self.stop.wait(self.dice.uniform(3, 6))
+        self.network.seconds = 0.0
+
+    def cut_network(self) -> None:
+        """Le réseau du producteur coupé"""
+        seconds = self.dice.uniform(1, 6)
+        self.network.cut(seconds)
+        self.stop.wait(seconds)
+
+    def late_end(self) -> None:
+        """Une fin de transaction redemandée, puis reçue en retard"""
+        self.network.hold_end()
+        held = self.network.held.wait(FREEZE_SECONDS)
+        self.stop.wait(self.dice.uniform(0, 1.5))
+        self.network.release()
+        if not held:
+            raise NotDoneError("aucune transaction n'a fini pendant ce temps")
+
+    def grow_apart(self) -> None:
+        """Une partition ajoutée au topic à part"""
+        self._change_apart(self.apart.grow)
+
+    def erase_apart(self) -> None:
+        """Des messages du topic à part effacés"""
+        self._change_apart(self.apart.erase)
+
+    def recreate_apart(self) -> None:
+        """Le topic à part effacé, puis recréé"""
+        self._change_apart(self.apart.recreate)
+
+    def _change_apart(self, change: Callable[[], None]) -> None:
+        """Entre deux écritures ; la première n'est pas forcément lue, la seconde le sera."""
+        self.apart.write()
+        try:
+            change()
+        except KafkaException as error:
+            raise NotDoneError(error.args[0].str()) from error
+        self.apart.write()
+
     def move_leaders(self) -> None:
         """Les chefs de partition déplacés"""
         # Après une panne, d'autres brokers mènent les partitions : on les rend à leurs chefs d'origine.
@@ -250,7 +306,9 @@ class Chaos:
         deadline = time.monotonic() + DRAIN_SECONDS
         while sum(map(len, self.read_ids(self.output))) < len(confirmed) and time.monotonic() < deadline:
             time.sleep(1)
-        self._end([*self.consumers, *self.monitors])
+        while judge_apart(*self.read_apart())[0] and time.monotonic() < deadline:
+            time.sleep(1)
+        self._end([*self.consumers, *self.monitors, self.apart_consumer])
         self.monitors[0] = Script(self.logs / "monitor.log", *self.monitor, "--once")  # ce qui restait à publier
         if self.monitors[0].process.wait(DRAIN_SECONDS):
             raise PipelineError(f"kafka_monitor.py --once n'a pas fini : lisez {self.logs}.")
@@ -272,6 +330,11 @@ class Chaos:
         for message in self.read(topic):
             found[message.partition() or 0].append(msgspec.json.decode(message.value() or b"", type=Identified).id)
         return list(found.values())
+
+    def read_apart(self) -> tuple[list[str], list[str]]:
+        """Identifiants du topic à part, et de sa sortie."""
+        topic, output = map(self.read_ids, (self.apart.name, self.apart_output))
+        return [id for ids in topic for id in ids], [id for ids in output for id in ids]
 
     def judge_windows(self) -> tuple[int, WindowsVerdict]:
         """Nombre de fenêtres attendues, recalculées à partir du topic, et ce qui a été publié à la place."""
@@ -304,11 +367,13 @@ def report(chaos: Chaos, confirmed: list[str], verdict: Verdict, windows: int, j
     rows = sorted(chaos.faults.items())
     rows += [("transactions confirmées", len(confirmed)), ("numéros manquants ou répétés en entrée", holes)]
     rows += zip(("perdues", "doublées", "inconnues", "mal rangées"), verdict, strict=True)
+    apart = judge_apart(*chaos.read_apart())
+    rows += zip(("topic à part : perdues", "topic à part : doublées"), apart, strict=True)
     rows += [("fenêtres attendues", windows)]
     rows += zip(("manquantes", "publiées deux fois", "inconnues", "fausses"), judged, strict=True)
     for name, count in rows:
         print(f"{name:<63} {french_number(count):>8}")
-    if holes or any(verdict) or any(judged) or not windows:
+    if holes or any(verdict) or any(apart) or any(judged) or not windows:
         raise PipelineError(
             f"La garantie n'est pas tenue (graine {chaos.args.seed}) : les journaux sont dans {chaos.logs}."
         )
@@ -335,12 +400,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Point d'entrée."""
-    args = parse_options(argv)
-    stop = Stop()
-    services("up")
-    chaos = Chaos(args, stop)
+def play(chaos: Chaos) -> int:
+    """Les pannes, puis les comptes."""
+    args = chaos.args
     log.info("Graine %d, topics %s et %s, journaux dans %s.", args.seed, chaos.topic, chaos.output, chaos.logs)
     try:
         time.sleep(SETTLE_SECONDS)
@@ -353,6 +415,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         chaos.close()
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Point d'entrée."""
+    args = parse_options(argv)
+    stop = Stop()
+    services("up")
+    with Network(bootstrap_servers()) as network:
+        return play(Chaos(args, stop, network))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from exercice2.verification.flink_beside import Case, Engines  # noqa: PLC0415 - demande les serveurs sans Docker
 
     stop = Stop()
-    config = client_config({}, bootstrap=args.bootstrap_servers)
+    config = client_config({}, options=args)
     prefix = f"comparaison-{uuid.uuid4().hex[:8]}"
     ensure_topics(config)  # Kafka répond-il ?
     engines = Engines(config, stop)

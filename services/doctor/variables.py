@@ -26,6 +26,7 @@ GUARANTEED = frozenset(
         "enable.partition.eof",
         "isolation.level",
         "message.timeout.ms",
+        "partition.assignment.strategy",
         "transaction.timeout.ms",
         "transactional.id",
     )

@@ -116,7 +116,7 @@ def test_every_command_exists(command: str) -> None:
         case "python3" | "source":
             assert command in ("python3 -m venv .venv", "source .venv/bin/activate")
         case "curl":
-            assert f"localhost:{CONNECT_PORT}/connectors" in words[-1], command
+            assert re.search(rf"localhost:({CONNECT_PORT}/connectors|9101/metrics$)", words[-1]), command
             assert all((ROOT / word[1:]).is_file() for word in words if word.startswith("@"))
         case "echo":
             assert (ROOT / "exercice1" / words[-1]).is_file()
@@ -224,7 +224,7 @@ def test_sample_output_has_the_real_shape() -> None:
 def test_english_mirrors_french() -> None:
     """Mêmes titres dans le même ordre, mêmes blocs de code, autant de tableaux et de liens."""
     assert headings(ENGLISH) == headings(FRENCH)
-    for language in ("bash", "text"):
+    for language in ("bash", "text", "yaml"):
         assert blocks(ENGLISH, language) == blocks(FRENCH, language)
     assert len(blocks(ENGLISH, "mermaid")) == len(blocks(FRENCH, "mermaid"))
     assert len(re.findall(r"^\|", ENGLISH, re.MULTILINE)) == len(re.findall(r"^\|", FRENCH, re.MULTILINE))
@@ -233,7 +233,9 @@ def test_english_mirrors_french() -> None:
 def test_curl_lines_work(csv_lab: CsvLab) -> None:
     """Les lignes curl du README, au port près : le connecteur de l'exercice 1 envoie le fichier d'exemple."""
     lines = [line.replace(CONNECT_PORT, setting("PORT_CONNECT")) for line in commands()]
-    register, status = sorted((line for line in lines if line.startswith("curl ")), key=len, reverse=True)
+    register, status = sorted(
+        (line for line in lines if line.startswith("curl ") and "connectors" in line), key=len, reverse=True
+    )
     sample = (ROOT / "exercice1" / "data" / "ventes.csv").read_text(encoding="utf-8").splitlines()
 
     def run(line: str) -> str:

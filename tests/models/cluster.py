@@ -14,6 +14,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 TIMEOUT_TURNS = 60  # une transaction abandonnée est annulée au bout de ce nombre de tours
 MOST_TURNS = 30_000
+RETRY_TURNS = 5  # une demi-seconde, à l'horloge des histoires
+LOST_ANSWERS: tuple[dict[str, bool], ...] = ({"retriable": True}, {"abort": True}, {"fatal": True})
 
 
 class KilledError(BaseException):
@@ -103,6 +105,7 @@ class Cluster:
         self.groups: dict[str, Group] = {}
         self.epochs: dict[str, int] = {}
         self.current: dict[str, Transaction] = {}
+        self.on_the_way: list[tuple[str, int, str]] = []  # fins de transaction que rien n'a encore reçues
         self.happen: Callable[[], None] = lambda: None
         self._ids = 0
 
@@ -126,6 +129,10 @@ class Cluster:
             if self.turns - transaction.turn > TIMEOUT_TURNS:
                 self.epochs[name] += 1
                 self.end(name, "aborted")
+        if self.on_the_way and self.fails(0.2):
+            name, epoch, state = self.on_the_way.pop()
+            if self.epochs[name] == epoch:
+                self.end(name, state)  # celle de cette transaction, ou de la suivante : rien ne les distingue
         if not self.calm:
             self.happen()
 
@@ -407,14 +414,23 @@ class Producer:
             raise refused(KafkaError._TIMED_OUT, retriable=True)
         self.cluster.end(self.name, "committed")
         transaction.state = "committed"
-        if self.cluster.fails(0.05):
-            raise refused(KafkaError._TIMED_OUT, retriable=True)
+        self._asked_twice("committed")
+        if self.cluster.fails(0.1):  # elle a eu lieu, et ce client n'en saura rien : il réessaie, annule, ou s'en va
+            raise refused(KafkaError._TIMED_OUT, **self.cluster.dice.choice(LOST_ANSWERS))
 
     def abort_transaction(self, _: float) -> None:
         """Rien."""
         self.cluster.turn()
         self._alive()
         self.cluster.end(self.name, "aborted")
+        self._asked_twice("aborted")
+
+    def _asked_twice(self, state: str) -> None:
+        """La connexion est tombée : le client a redemandé cette fin, après un temps ; la première est en route."""
+        if self.cluster.fails(0.1):
+            self.cluster.on_the_way.append((self.name, self.epoch, state))
+            for _ in range(RETRY_TURNS):
+                self.cluster.turn()
 
     def flush(self, _: float) -> int:
         """Tout est parti."""
@@ -475,6 +491,12 @@ class Admin:
         self.cluster.turn()
         topic = self.cluster.topics.get(name)
         return Named(topics={name: Named(partitions=dict.fromkeys(range(len(topic.logs) if topic else 0)))})
+
+    def delete_records(self, wanted: list[TopicPartition]) -> None:
+        """Efface ce qui précède."""
+        for one in wanted:
+            log = self.cluster.topics[one.topic].logs[one.partition]
+            log.low = max(log.low, min(one.offset, log.stable()))
 
     def alter_consumer_group_offsets(self, wanted: list[Any], request_timeout: float) -> dict[str, Answer]:
         """Change les positions d'un groupe sans membre."""

@@ -7,53 +7,32 @@ dernier topic est sorti, une fois (au moins une fois sans transaction), dans l'o
 topic effacé, ou effacé avant d'être lu, une fois au plus. « python -m tests.models.groups 5000 ».
 """
 
-import logging
 import random
 from collections import Counter
-from contextlib import ExitStack, suppress
 from typing import Any
-from unittest import mock
 
-from confluent_kafka import Consumer as RealConsumer
-
-from commun import exactly_once, group_member, group_positions, outputs
-from commun.cli import Stopped
 from commun.errors import PipelineError
 from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
 from commun.group_positions import SOURCE
 from commun.outputs import AtLeastOnce, ExactlyOnce
-from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer, Record, Transaction
+from tests.models.cluster import Log, Record, Transaction
 from tests.models.histories import play
+from tests.models.world import NoStop, World, tell
 
 INPUT, OUTPUT, GROUP = "in", "out", "g"
-FINAL_TURNS = 400
-
-
-class NoStop:
-    """Personne ne demande l'arrêt ; attendre, c'est laisser passer un tour."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-
-    def __bool__(self) -> bool:
-        return False
-
-    def wait(self, _: float) -> bool:
-        """Un tour passe."""
-        self.cluster.turn()
-        return False
 
 
 class Life:
     """Un membre : il lit, copie, valide, au hasard."""
 
-    def __init__(self, world: "World", reset: str | None, offsets: dict[int, int]) -> None:
+    def __init__(self, world: "Copies", reset: str | None, offsets: dict[int, int]) -> None:
         self.world, stop = world, NoStop(world.cluster)
         config = {"transactional.id": f"{GROUP}-{world.dice.getrandbits(64)}"} if world.atomic else {}
         self.outputs: Any = (ExactlyOnce if world.atomic else AtLeastOnce)(config, stop)  # type: ignore[arg-type]
         self.member = GroupMember(INPUT, {"group.id": GROUP}, self.outputs, stop)  # type: ignore[arg-type]
-        self.consumer: Any = self.member.consumer
+        self.consumers: list[Any] = [self.member.consumer]
+        self.settle, self.close = self.member.checkpoint, self.member.close
         self.member.positions.start_from(reset, offsets, [OUTPUT] if world.atomic else [])
         self.member.join()
 
@@ -77,30 +56,27 @@ class Life:
             self.member.checkpoint()
 
 
-class World:
+class Copies(World):
     """Une histoire."""
 
     def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
-        self.cluster = Cluster(self.dice)
+        super().__init__(random.Random(seed))
         self.atomic = self.dice.random() < 0.7
-        self.cluster.happen = self.happen
-        self.lives: list[Life] = []
-        self.busy: list[Life] = []  # ceux qui sont au milieu d'un appel
         self.count = 0
         self.excused: set[bytes] = set()  # d'un topic effacé, ou effacés : une fois au plus
         self.owed: Counter[bytes] = Counter()  # à relire encore, parce qu'on l'a demandé
         self.cluster.create(INPUT, self.dice.randint(1, 3))
         self.cluster.create(OUTPUT, 1)
 
+    def new_life(self, reset: str | None = None, offsets: dict[int, int] | None = None) -> Life:
+        """Un membre neuf."""
+        return Life(self, reset, offsets or {})
+
     # --- Ce qui peut arriver pendant un appel ---
 
-    def happen(self) -> None:
-        """Peut-être rien."""
-        if self.dice.random() < 0.75:
-            return
-        events = (self.write,) * 6 + (self.other,) * 8 + (self.evict, self.kill, self.grow, self.erase, self.recreate)
-        self.dice.choice(events)()
+    def events(self) -> tuple[Any, ...]:
+        """Voir World ; et ce qui arrive au topic."""
+        return *super().events(), self.grow, self.erase, self.recreate
 
     def write(self) -> None:
         """Des messages de plus, dans une transaction ou non, annulée parfois."""
@@ -117,28 +93,11 @@ class World:
         if transaction:
             log.records.append(Record(None, marker=True))
 
-    def other(self) -> None:
-        """Un autre membre fait un tour entier pendant cet appel ; qui attend est gelé."""
-        ready = [life for life in self.lives if life not in self.busy]
-        if ready and len(self.busy) < 3:
-            self.turn(self.dice.choice(ready))
-
-    def evict(self) -> None:
-        """Un membre est resté sans voix plus longtemps que sa session."""
-        if self.lives and (member := self.dice.choice(self.lives).consumer) in self.group.members:
-            self.group.leave(member)
-            member.evicted = True
-
-    def kill(self) -> None:
-        """Un membre sera tué à l'un de ses prochains appels."""
-        if self.lives and self.dice.random() < 0.5:
-            self.dice.choice(self.lives).consumer.doomed = self.dice.randint(1, 20)
-
     def grow(self) -> None:
         """Une partition de plus."""
         topic = self.cluster.topics.get(INPUT)
         if topic and len(topic.logs) < 4 and self.dice.random() < 0.3:
-            topic.logs.append(group_log())
+            topic.logs.append(Log())
 
     def erase(self) -> None:
         """De vieux messages sont effacés."""
@@ -165,43 +124,21 @@ class World:
         """Le groupe."""
         return self.cluster.groups[GROUP]
 
-    # --- Vivre ---
+    # --- Les départs, et la fin ---
 
-    def turn(self, life: Life) -> None:
-        """Un tour d'un membre ; tué, il disparaît, et sa session finit d'elle-même."""
-        self.busy.append(life)
-        try:
-            life.step()
-        except KilledError:
-            self.bury(life)
-        finally:
-            self.busy.remove(life)
+    def begin(self) -> None:
+        """--reset latest, parfois : ce qui est déjà là n'est pas attendu."""
+        reset = self.dice.choice((None, None, "latest"))
+        for _ in range(self.dice.randint(0, 4)):
+            self.write()
+        if reset:
+            self.cluster.calm = True
+            self.excused |= {v for log in self.cluster.topics[INPUT].logs for _, v in log.visible()}
+        self.born(reset)
+        self.cluster.calm = False
 
-    def bury(self, life: Life) -> None:
-        """Mort, ou parti."""
-        if life in self.lives:
-            self.lives.remove(life)
-        self.group.leave(life.consumer)
-
-    def born(self, reset: str | None = None, offsets: dict[int, int] | None = None) -> Life | None:
-        """Un membre de plus."""
-        with suppress(KilledError):
-            life = Life(self, reset, offsets or {})
-            self.lives.append(life)
-            return life
-        return None
-
-    def rest(self) -> None:
+    def rested(self) -> None:
         """Plus personne dans le groupe : Kafka peut oublier ses positions, on peut lui demander de relire."""
-        while self.lives:
-            life = self.lives[-1]
-            self.busy.append(life)
-            with suppress(KilledError):
-                life.member.close()
-            self.busy.remove(life)
-            self.bury(life)
-        for name in list(self.cluster.current):
-            self.cluster.end(name, "aborted")
         topic = self.cluster.topics.get(INPUT)
         known = dict(self.group.places)
         choice = self.dice.random()
@@ -209,6 +146,12 @@ class World:
             self.forget(known)
         elif topic and choice > 0.7 and all(p in known for p in range(len(topic.logs))):
             self.rewind(known)
+
+    def last_words(self) -> None:
+        """Un topic effacé revient."""
+        if INPUT not in self.cluster.topics:
+            self.cluster.create(INPUT, 2)
+        self.write()
 
     def sources(self) -> set[str]:
         """Les topics d'où viennent les sorties."""
@@ -239,42 +182,6 @@ class World:
         self.born(None, {number: start})
         self.cluster.calm = calm
 
-    def live(self) -> None:
-        """Du début à la fin."""
-        reset = self.dice.choice((None, None, "latest"))
-        for _ in range(self.dice.randint(0, 4)):
-            self.write()
-        if reset:
-            self.cluster.calm = True
-            self.excused |= {v for log in self.cluster.topics[INPUT].logs for _, v in log.visible()}
-        self.born(reset)
-        self.cluster.calm = False
-        for _ in range(self.dice.randint(20, 120)):
-            if not self.lives or (len(self.lives) < 3 and self.dice.random() < 0.05):
-                self.born()
-            elif self.dice.random() < 0.02:
-                self.rest()
-            if self.lives:
-                self.turn(self.dice.choice(self.lives))
-            self.happen()
-        self.finish()
-
-    def finish(self) -> None:
-        """Tout s'apaise ; ceux qui restent, et un dernier, finissent."""
-        self.cluster.calm = True
-        if INPUT not in self.cluster.topics:
-            self.cluster.create(INPUT, 2)
-        for life in self.lives:
-            life.consumer.doomed = 0
-        self.write()
-        self.born()
-        for _ in range(FINAL_TURNS):
-            for life in list(self.lives):
-                self.turn(life)
-                life.member.checkpoint()
-        for life in list(self.lives):
-            life.member.close()
-
     def judge(self) -> str:
         """Ce qui n'y est pas allé, ou rien."""
         topic = self.cluster.topics[INPUT]
@@ -298,66 +205,10 @@ class World:
         return ""
 
 
-def group_log() -> Any:
-    """Une partition vide."""
-    from tests.models.cluster import Log  # noqa: PLC0415
-
-    return Log()
-
-
-class Now:
-    """L'horloge : un tour est un instant."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-
-    def monotonic(self) -> float:
-        """Avance avec les tours."""
-        return self.cluster.turns / 10
-
-
-class OneThread:
-    """Un fil, vécu sur-le-champ."""
-
-    def __init__(self, target: Any, args: Any, daemon: bool) -> None:
-        self.target, self.args = target, args
-
-    def start(self) -> None:
-        """Tout de suite."""
-        self.target(*self.args)
-
-
 def live(seed: int) -> str:
     """Une histoire ; ce qui n'y est pas allé, ou rien."""
-    world = World(seed)
-    cluster, now = world.cluster, Now(world.cluster)
+    return tell(Copies(seed), {}, seed)
 
-    def connect(kind: Any, config: dict[str, Any]) -> Any:
-        if kind.__name__ == "AdminClient":
-            return Admin(cluster)
-        return Consumer(cluster, config) if kind is RealConsumer else Producer(cluster, config)
-
-    def read(_: Any, topic: str, *__: Any) -> Any:
-        return [log.records[offset] for log in cluster.topics[topic].logs for offset, _ in log.visible()]
-
-    common = {"connect": connect}
-    with ExitStack() as patched:
-        for module, changes in (
-            (group_member, common | {"Message": Message, "time": now}),
-            (group_positions, common | {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
-            (outputs, common | {"Thread": OneThread}),
-            (exactly_once, common | {"Thread": OneThread, "time": now}),
-        ):
-            patched.enter_context(mock.patch.multiple(module, **changes))
-        try:
-            world.live()
-        except (Exception, Stopped, KilledError) as error:
-            return f"graine {seed} : {type(error).__name__} {error}"
-    fault = world.judge()
-    return f"graine {seed} : {fault}" if fault else ""
-
-
-logging.getLogger("pipeline").setLevel(logging.CRITICAL)
 
 if __name__ == "__main__":
     play(live, "histoires")

@@ -12,9 +12,9 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
 
 from commun import settings
 from commun.cli import Parser, Stop, duration, french_number, port, positive, run
-from commun.errors import PipelineError
-from commun.kafka import FromBeginning, client_config
-from commun.settings import setting
+from commun.errors import PipelineError, UsageError
+from commun.kafka import FromBeginning, client_config, kafka_options
+from commun.settings import ROOT, setting
 
 
 def test_environment_sets_any_property(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,85 @@ def test_a_guaranteed_property_is_protected(monkeypatch: pytest.MonkeyPatch) -> 
         client_config({}, ("enable.idempotence",))
 
 
+def written(folder: Path, text: str) -> str:
+    """Le chemin d'un fichier --config."""
+    path = folder / "client.properties"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def options_of(*argv: str) -> argparse.Namespace:
+    """Les options de qui se connecte à Kafka."""
+    parser = Parser("Essai.")
+    kafka_options(parser)
+    return parser.parse(argv)
+
+
+def test_a_file_sets_any_property(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Le script, puis le fichier, puis les variables, puis l'option ; d'un producteur ou d'un consommateur."""
+    text = (
+        "\ufeff# mon cluster\nbootstrap.servers = a:1\nqueue.buffering.max.ms=7\n\nclient.id=x=y\nfetch.min.bytes=3\n"
+    )
+    path = written(tmp_path, text)
+    config = client_config({"linger.ms": 20, "retries": 5}, ("acks",), options_of("--config", path))
+    assert (config["linger.ms"], config["client.id"], config["bootstrap.servers"]) == ("7", "x=y", "a:1")
+    assert (config["fetch.min.bytes"], config["retries"]) == ("3", 5)
+    monkeypatch.setenv("KAFKA_LINGER_MS", "9")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "b:2")
+    config = client_config({}, (), options_of("--config", path))
+    assert (config["linger.ms"], config["bootstrap.servers"]) == ("9", "b:2")
+    config = client_config({}, (), options_of("--config", path, "--bootstrap-servers", "c:3"))
+    assert config["bootstrap.servers"] == "c:3"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("acks=0", "La ligne 2 de .*client.properties changerait « acks », sur quoi repose la garantie"),
+        ("request.required.acks=0", "changerait « acks »"),
+        ("group.id=autre", "changerait « group.id », que le script décide"),
+    ],
+)
+def test_a_file_keeps_the_promise(tmp_path: Path, line: str, said: str) -> None:
+    """Une ligne qui touche à la garantie, ou à ce que le script décide : une phrase, code 2."""
+    options = options_of("--config", written(tmp_path, f"# essai\n{line}\n"))
+    with pytest.raises(UsageError, match=said) as caught:
+        client_config({}, ("acks",), options)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("client.id=moi\nlinger ms\n", "ligne 2 : écrivez « clé=valeur »"),
+        ("nimporte.quoi=1\n", "« nimporte.quoi » n'est pas une propriété de librdkafka"),
+        ("linger.ms=beaucoup\n", "queue.buffering.max.ms"),
+        ("error_cb=moi\n", "error_cb"),
+        (None, "ne peut pas être lu (n'existe pas)"),
+        (b"client.id=\xe9\n", "n'est pas un texte en UTF-8"),
+    ],
+)
+def test_a_file_that_does_not_do(
+    tmp_path: Path, text: str | bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Une phrase, code 2."""
+    path = tmp_path / "client.properties"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as caught:
+        options_of("--config", str(path))
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_script_that_speaks_to_kafka_has_the_option() -> None:
+    """L'option n'est écrite qu'en un endroit ; qui passe ``args`` au client l'a."""
+    for path in ROOT.glob("exercice?/*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert '"--bootstrap-servers"' not in text, path
+        assert ("client_config(" in text) == ("kafka_options(parser)" in text), path
+
+
 def test_bootstrap_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Option, puis variable, puis les trois ports de la pile."""
     monkeypatch.setenv("PORT_KAFKA1", "1111")
@@ -44,7 +123,7 @@ def test_bootstrap_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.bootstrap_servers() == f"localhost:1111,localhost:{second},localhost:{third}"
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:1")
     assert client_config({})["bootstrap.servers"] == "a:1"
-    assert client_config({}, bootstrap="b:2")["bootstrap.servers"] == "b:2"
+    assert client_config({}, options=argparse.Namespace(bootstrap_servers="b:2"))["bootstrap.servers"] == "b:2"
 
 
 def test_a_local_password_never_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
