@@ -206,8 +206,11 @@ class TransactionalProducer:
 
     def _end(self, end: Callable[[float], None]) -> None:
         start = time.monotonic()
-        patiently(lambda: end(CALL_SECONDS), self.stop)
-        self.open, self._doubtful = False, time.monotonic() - start >= self._retry_seconds
+        try:
+            patiently(lambda: end(CALL_SECONDS), self.stop)
+            self.open = False
+        finally:  # refusée aussi, elle a pu être demandée deux fois ; le doute dure autant que ce client
+            self._doubtful = self._doubtful or time.monotonic() - start >= self._retry_seconds
 
     def _replace(self) -> None:
         """Un client neuf : ce que l'ancien avait en vol, ou en route, est refusé."""

@@ -84,7 +84,7 @@ def open_file(manifest: Manifest) -> BinaryIO:
     """Ouvre le CSV d'un manifeste, compressé ou non ; lève BadFile s'il manque."""
     try:
         if not manifest.path.exists() and archived(manifest.path).exists():
-            return cast(BinaryIO, gzip.open(archived(manifest.path)))
+            return cast(BinaryIO, gzip.open(archived(manifest.path), "rb"))
         return manifest.path.open("rb")
     except OSError as error:
         raise BadFile(f"fichier illisible ({reason(error)})") from error

@@ -130,6 +130,7 @@ class Life:
         self.dice = random.Random(self.seed)
         self.now = 1000.0
         self.burden, self.worked = random.Random(self.seed), 0.0
+        self.loaded = self.burden.random() < 0.3
         self.path = self.folder / "f.csv"
         self.coarse = self.dice.random() < 0.3
         self.names = self.dice.choice([[str(self.path)], [f"{self.path}*"], [str(self.folder)]])
@@ -160,8 +161,8 @@ class Life:
         return sender
 
     def slow(self) -> float:
-        """Une machine plus ou moins chargée : une tournée y prend de rien à un vingtième de seconde."""
-        self.worked += self.burden.choice([0.0, 0.0, 0.001, 0.01, 0.05])
+        """Une machine parfois chargée : une tournée y prend de rien à un vingtième de seconde."""
+        self.worked += self.loaded and self.burden.choice([0.0, 0.0, 0.001, 0.01, 0.05])
         return self.worked
 
     def scan(self) -> None:
@@ -336,7 +337,7 @@ class Life:
             case "in place":
                 self._write(self.path, text, "w")
                 if how == "change" and self.dice.random() < 0.5:  # changé de nouveau, à la même date peut-être
-                    self.look(self.dice.choice([0.2, 0.6]))
+                    self.look(self.dice.choice([0.2, 0.6, 1.6]))
                     lines[at] = _turned(lines[at])
                     if lines[at] == former:  # comme avant : il n'y a rien à renvoyer si personne ne l'a vu autrement
                         self.least[former.split(",")[0]] -= 1

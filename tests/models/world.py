@@ -17,8 +17,6 @@ from commun import exactly_once, group_member, group_positions, outputs
 from commun.cli import Stopped
 from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer
 
-logging.getLogger("pipeline").setLevel(logging.CRITICAL)
-
 
 class Life(Protocol):
     """Un membre en marche."""
@@ -41,6 +39,7 @@ class World:
     final_turns = 400  # assez pour que tout soit lu et validé, une fois calme
 
     def __init__(self, dice: random.Random) -> None:
+        logging.getLogger("pipeline").setLevel(logging.CRITICAL)
         self.dice, self.cluster = dice, Cluster(dice)
         self.cluster.happen = self.happen
         self.lives: list[Any] = []
