@@ -193,6 +193,7 @@ class TransactionalProducer:
     def abort(self) -> bool:
         """Annule la transaction ; vrai si le client a dû être remplacé : un autre a pu prendre notre place."""
         self.aborts += 1
+        self._refused = None
         if not self._broken:
             try:
                 if self.open:

@@ -146,9 +146,11 @@ class Follower:
     def release(self, identity: Identity) -> bool:
         """Cède un fichier quitté dont tout est lu ; faux s'il en reste, ou si c'est celui que notre nom désigne."""
         for item in self._left:
-            if item.file.identity == identity and not item.file.pending and not self._unconfirmed:
-                self._forget(item)
-                return True
+            if item.file.identity == identity and not self._unconfirmed:
+                size = os.fstat(item.file.file.fileno()).st_size
+                if item.file.whole(size) and not item.file.pending:  # sinon, une annulation l'a rembobiné
+                    self._forget(item)
+                    return True
         return False
 
     def holds(self, file: BinaryIO) -> bool:
@@ -304,7 +306,7 @@ class Follower:
         """Un fichier quitté est lu jusqu'au bout : il est fermé, et sa place retenue."""
         if left := len(item.file.pending):
             log.warning("Un ancien %s finit au milieu d'un caractère : %d octets n'en sont pas lus.", self.path, left)
-        if not self._current and item.file.inode == self.saved.inode:
+        if not self._current and item.file.inode == self.saved.inode and item.file.marks:
             self.saved = self.snapshot()
         self._left.remove(item)
         self._drop(item.file)

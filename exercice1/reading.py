@@ -84,7 +84,11 @@ class OpenCsv:
 
     def at_end(self, size: int) -> bool:
         """Vrai s'il n'y a rien de plus à lire dans ces ``size`` octets : même inachevé, ce qui suit attend."""
-        return self.parser is None or self._read_to >= size
+        return self.parser is None or self.whole(size)
+
+    def whole(self, size: int) -> bool:
+        """Vrai si ces ``size`` octets sont lus."""
+        return self._read_to >= size
 
     def again(self, marks: Sequence[Mark], *, bare: bool) -> "OpenCsv":
         """Le même fichier ouvert, relu à partir de ``marks``."""

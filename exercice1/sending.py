@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Sender:
                 self.positions.write(os.fsencode(path), Saved().encode())
             self.producer.commit()
         except Aborted as error:
-            self._recover(error, [])
+            self._recover(error)
             self._start_again([path for path in paths if path in self.files.followers])
             for path in paths:
                 if path in self.files.followers:
@@ -97,7 +97,7 @@ class Sender:
             if touched:
                 self.batches.add(self.clock() - start)
         except Aborted as error:
-            self._recover(error, touched)
+            self._recover(error)
         return bool(touched) or self.files.interrupted
 
     def _commit(self, touched: dict[Follower, Counts]) -> None:
@@ -142,12 +142,15 @@ class Sender:
 
     # --- Après un refus : la position écrite dans Kafka fait foi ---
 
-    def _recover(self, error: Aborted, touched: Iterable[Follower]) -> None:
-        """Annule la transaction ; la lecture reprend à la position confirmée de chaque fichier."""
+    def _recover(self, error: Aborted) -> None:
+        """Annule la transaction ; la lecture de chaque fichier reprend à sa position confirmée.
+
+        De ceux aussi dont rien n'était lu : l'un a pu tourner la page parce qu'un autre lisait sa copie.
+        """
         log.info("Transaction annulée (%s) : je reprends à la dernière position confirmée.", error)
         lost, positions = self.positions.recover()
         self._lose(Path(os.fsdecode(source)) for source in lost)
-        for follower in touched:
+        for follower in self.files.followers.values():
             value = None if positions is None else positions.get(os.fsencode(follower.path))
             follower.rewind(follower.saved if value is None else Saved.decode(value))
 

@@ -336,7 +336,8 @@ class Life:
                 new.replace(self.path)
             case "in place":
                 self._write(self.path, text, "w")
-                if how == "change" and self.dice.random() < 0.5:  # changé de nouveau, à la même date peut-être
+                again = 0.9 if self.coarse else 0.5  # changé de nouveau, à la même date peut-être
+                if how == "change" and self.dice.random() < again:
                     self.look(self.dice.choice([0.2, 0.6, 1.6]))
                     lines[at] = _turned(lines[at])
                     if lines[at] == former:  # comme avant : il n'y a rien à renvoyer si personne ne l'a vu autrement

@@ -52,9 +52,11 @@ def test_a_csv_letter_becomes_an_object(line: Line) -> None:
     """Exercice 1 : un objet JSON, sous la clé et avec l'origine de la lettre ; sinon, refusé."""
     with pytest.raises(ValueError, match="objet JSON"):
         csv_letters.again(line)
-    fixed = {"valeur": '{"id": "é"}', "cle": "v.csv", "file": "/v.csv", "line": "3"}
+    with pytest.raises(ValueError, match="objet JSON"):  # Python le lirait, un autre non
+        csv_letters.again({"valeur": '{"id": NaN}'})
+    fixed = {"valeur": '{"id":  "é", "prix": 19.90}', "cle": "v.csv", "file": "/v.csv", "line": "3"}
     headers = [("source.file", b"/v.csv"), ("source.line", b"3")]
-    assert csv_letters.again(fixed) == ("v.csv", '{"id": "é"}'.encode(), headers)
+    assert csv_letters.again(fixed) == ("v.csv", fixed["valeur"].encode(), headers)  # l'écriture des nombres comprise
 
 
 def test_a_transaction_is_sent_under_its_account() -> None:
