@@ -205,8 +205,11 @@ class TransactionalProducer:
 
     def _end(self, end: Callable[[float], None]) -> None:
         start = time.monotonic()
-        patiently(lambda: end(CALL_SECONDS), self.stop)
-        self.open, self._doubtful = False, time.monotonic() - start >= self._retry_seconds
+        try:
+            patiently(lambda: end(CALL_SECONDS), self.stop)
+            self.open = False
+        finally:
+            self._doubtful |= time.monotonic() - start >= self._retry_seconds
 
     def _replace(self) -> None:
         """Un client neuf : ce que l'ancien avait en vol, ou en route, est refusé."""
