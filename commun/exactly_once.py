@@ -210,8 +210,8 @@ class TransactionalProducer:
         try:
             patiently(lambda: end(CALL_SECONDS), self.stop)
             self.open = False
-        finally:  # refusée aussi, elle a pu être demandée deux fois ; le doute dure autant que ce client
-            self._doubtful = self._doubtful or time.monotonic() - start >= self._retry_seconds
+        finally:  # refusée aussi, elle a pu être demandée deux fois
+            self._doubtful |= time.monotonic() - start >= self._retry_seconds
 
     def _replace(self) -> None:
         """Un client neuf : ce que l'ancien avait en vol, ou en route, est refusé."""

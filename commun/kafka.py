@@ -344,14 +344,28 @@ def readable(message: Message) -> bool:
     return False
 
 
-def lag_of(consumer: Consumer) -> dict[int, int]:
-    """Messages qui restent à lire, par partition, d'après ce que le client en sait déjà."""
-    found = {}
-    for there in consumer.position(consumer.assignment()):
-        _, high = consumer.get_watermark_offsets(there, cached=True)
-        if there.offset >= 0 and high >= 0:
-            found[there.partition] = max(0, int(high) - int(there.offset))
-    return found
+class Lag:
+    """Messages qui restent à lire, par partition : ``left``.
+
+    Tenu à jour par le fil qui lit, pour qu'un autre (--metrics-port) le lise : ce client n'admet qu'un appel à la fois,
+    et cet autre attendrait, parfois toujours, que ``consume`` lui laisse la place.
+    """
+
+    def __init__(self) -> None:
+        self.left: dict[int, int] = {}
+        self._next: dict[int, TopicPartition] = {}
+
+    def after(self, consumer: Consumer, messages: Iterable[Message]) -> None:
+        """Ces messages viennent d'être lus, ou rien ; ne demande rien à Kafka."""
+        last = {message.partition() or 0: message for message in messages}
+        self._next |= {partition: place(message, 1) for partition, message in last.items()}
+        ends = ((there, consumer.get_watermark_offsets(there, cached=True)[1]) for there in self._next.values())
+        self.left = {there.partition: max(0, int(end) - int(there.offset)) for there, end in ends if end >= 0}
+
+    def forget(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Rappel de rééquilibrage : elles sont à un autre."""
+        for one in partitions:
+            self._next.pop(one.partition, None)
 
 
 class FromBeginning:

@@ -26,7 +26,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, M
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
-from commun.kafka import FromBeginning, client_config, connect, ensure_topics, kafka_options, lag_of, place, readable
+from commun.kafka import FromBeginning, Lag, client_config, connect, ensure_topics, kafka_options, place, readable
 from commun.metrics import Measures, metrics_option, serve_metrics
 from commun.systems import reader_gone, write_out
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
@@ -115,12 +115,13 @@ def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
         log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
 
 
-def watch(consumer: Consumer, screen: Screen, args: argparse.Namespace, stop: Stop) -> None:
+def watch(consumer: Consumer, screen: Screen, lag: Lag, args: argparse.Namespace, stop: Stop) -> None:
     """La boucle : lire, montrer, retenir la position."""
     active = time.monotonic()
     while not stop and not reader_gone() and (args.max_messages is None or screen.shown < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - screen.shown)
         messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
+        lag.after(consumer, messages)
         records = [read(message.value(), details(message, args.show)) for message in messages]
         wanted = [record for record in records if selected(record, args.filter)]
         if wanted:
@@ -179,12 +180,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args)
     ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
-    consumer, screen = connect(Consumer, config), Screen(args.format)
+    consumer, screen, lag = connect(Consumer, config), Screen(args.format), Lag()
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
     try:
-        serve_metrics(args.metrics_port, lambda: Measures(screen.shown, lag_of(consumer)))
-        consumer.subscribe([args.topic], **({"on_assign": FromBeginning()} if args.from_beginning else {}))
-        watch(consumer, screen, args, stop)
+        serve_metrics(args.metrics_port, lambda: Measures(screen.shown, lag.left))
+        start = {"on_assign": FromBeginning()} if args.from_beginning else {}
+        consumer.subscribe([args.topic], on_revoke=lag.forget, on_lost=lag.forget, **start)
+        watch(consumer, screen, lag, args, stop)
     finally:
         consumer.close()  # valide la position et quitte le groupe tout de suite
     log.info("Terminé. Messages montrés : %d.", screen.shown)

@@ -112,6 +112,7 @@ class Worker:
         self.args, self.member, self.outputs, self.stop = args, member, outputs, stop
         self.counts = Counts()
         self.batches = Durations()
+        self.lag: dict[int, int] = {}  # messages qui restent à traiter, par partition
 
     def run(self) -> None:
         """Jusqu'à l'arrêt, --max-messages ou --idle-timeout."""
@@ -124,6 +125,7 @@ class Worker:
             elif self.args.idle_timeout and self.member.idle(self.args.idle_timeout):
                 break
             self._commit_in_time()
+            self.lag = self.member.lag()
             if time.monotonic() - reported > REPORT_SECONDS:
                 log.info("%s ; %s", self, self._lag())
                 reported = time.monotonic()
@@ -199,11 +201,11 @@ class Worker:
     def measures(self) -> Measures:
         """Pour --metrics-port."""
         member = self.member
-        return Measures(self.counts.read, member.lag(), member.commits, member.aborts, batches=self.batches)
+        return Measures(self.counts.read, self.lag, member.commits, member.aborts, batches=self.batches)
 
     def _lag(self) -> str:
         """Messages qui restent à lire, par partition."""
-        parts = [f"p{partition} {french_number(left)}" for partition, left in self.member.lag().items()]
+        parts = [f"p{partition} {french_number(left)}" for partition, left in self.lag.items()]
         return "retard " + (", ".join(parts) or "inconnu : aucune partition")
 
     def __str__(self) -> str:

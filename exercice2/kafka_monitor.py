@@ -159,12 +159,12 @@ class Monitor:
         """Pour --metrics-port."""
         numbers, members = self.numbers, (self.first, self.second)
         return Measures(
-            numbers.read, self.first.lag(), sum(one.commits for one in members), sum(one.aborts for one in members),
+            numbers.read, numbers.lag, sum(one.commits for one in members), sum(one.aborts for one in members),
             numbers.late_by(), numbers.batches,
         )  # fmt: skip
 
     def _show(self, screen: Screen) -> None:
-        self.numbers.lag, self.numbers.merging = sum(self.first.lag().values()), self.merging.merger is not None
+        self.numbers.lag, self.numbers.merging = self.first.lag(), self.merging.merger is not None
         screen.show(self.merging.ready, self.numbers, self.merging.preview)
         self.merging.ready.clear()
 

@@ -35,12 +35,12 @@ from commun.kafka import (
     DEAD_LETTER_BYTES,
     DEAD_LETTER_TOPIC,
     FromBeginning,
+    Lag,
     client_config,
     connect,
     dead_letter_of,
     ensure_topics,
     kafka_options,
-    lag_of,
     place,
     readable,
     send,
@@ -229,6 +229,7 @@ class Sink:
     dead_letter_topic: str
     counts: Counts
     batches: Durations = field(default_factory=Durations)
+    lag: Lag = field(default_factory=Lag)
 
 
 def process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop) -> bool:
@@ -291,6 +292,7 @@ def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop
     while not stop and (args.max_messages is None or counts.read < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - counts.read)
         messages = read_batch(consumer, room)
+        sink.lag.after(consumer, messages)
         if messages and not process(consumer, sink, messages, stop):
             log.warning("Arrêt : %d messages non traités seront relus au prochain démarrage.", len(messages))
             break
@@ -342,9 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sink = Sink(database, producer, args.topic + "-dlq", Counts())
         log.info("Lecture de %s (groupe %s), écriture dans MongoDB (%s).", args.topic, args.group, database.name)
         try:
-            serve_metrics(args.metrics_port, lambda: Measures(sink.counts.read, lag_of(consumer), batches=sink.batches))
+            serve_metrics(args.metrics_port, lambda: Measures(sink.counts.read, sink.lag.left, batches=sink.batches))
             assigned = Assigned(args.from_beginning)
-            consumer.subscribe([args.topic], on_assign=assigned)
+            consumer.subscribe([args.topic], on_assign=assigned, on_revoke=sink.lag.forget, on_lost=sink.lag.forget)
             consume(consumer, sink, args, stop, assigned)
         finally:
             wait_for(consumer.close, stop)  # quitte le groupe tout de suite : un autre membre prend la suite

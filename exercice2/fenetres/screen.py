@@ -44,7 +44,7 @@ class Numbers:
     late: int = 0
     published: int = 0
     corrections: int = 0
-    lag: int = 0  # messages de ses partitions qui restent à lire
+    lag: dict[int, int] = field(default_factory=dict)  # messages qui restent à lire, par partition
     watermark: int = NEVER
     merging: bool = False  # c'est lui qui réunit les comptes et publie
     batches: Durations = field(default_factory=Durations)  # un lot de transactions, compté
@@ -54,7 +54,7 @@ class Numbers:
     def __str__(self) -> str:
         return (
             f"{french_number(self.read)} transactions lues ({french_number(self.rate())}/s), "
-            f"{french_number(self.lag)} à lire, {french_number(self.published)} fenêtres publiées, "
+            f"{french_number(sum(self.lag.values()))} à lire, {french_number(self.published)} fenêtres publiées, "
             f"{self.corrections} corrections, {self.late} en retard, {self.rejected} refusées"
         )
 

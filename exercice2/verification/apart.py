@@ -27,7 +27,6 @@ class Apart:
     def __init__(self, name: str, config: Config, dice: random.Random) -> None:
         self.name, self.config, self.dice = name, config, dice
         self._admin: AdminClient = connect(AdminClient, config)
-        self._producer: Producer = connect(Producer, config | {"acks": "all", "enable.idempotence": True})
         self._transactions = generate(dice.getrandbits(32), datetime(2026, 1, 1, tzinfo=UTC), 10.0)
         self._create()
 
@@ -44,11 +43,12 @@ class Apart:
                 time.sleep(0.2)
 
     def write(self) -> None:
-        """Des transactions de plus."""
+        """Des transactions de plus, par un client neuf : un ancien numérote ses envois d'après le topic d'avant."""
+        producer: Producer = connect(Producer, self.config | {"acks": "all", "enable.idempotence": True})
         for _ in range(ROWS):
             one = next(self._transactions)
-            self._producer.produce(self.name, to_json(one), one.compte)
-        if self._producer.flush(FLUSH_SECONDS):
+            producer.produce(self.name, to_json(one), one.compte)
+        if producer.flush(FLUSH_SECONDS):
             raise PipelineError(f"Kafka ne confirme pas ce qui est écrit dans {self.name}.")
 
     def grow(self) -> None:

@@ -15,7 +15,7 @@ def free_port() -> str:
 
 def curl(port: str) -> dict[str, float]:
     """Chaque mesure et sa valeur ; rien tant que le script n'écoute pas."""
-    command = ["curl", "-s", f"http://localhost:{port}/metrics"]
+    command = ["curl", "-s", "--max-time", "20", f"http://localhost:{port}/metrics"]
     text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return {name: float(value) for name, value in re.findall(r"^(pipeline_\S+(?:\{.*\})?) (\S+)$", text, re.MULTILINE)}
 

@@ -234,6 +234,7 @@ def connector(cluster: Cluster) -> Callable[[Any, dict[str, Any]], Any]:
 def simulated(cluster: Cluster, more: Mapping[Any, Mapping[str, Any]]) -> Iterator[None]:
     """Le membre d'un groupe et le producteur transactionnel, devant ce cluster."""
     now = Now(cluster)
+    logging.getLogger("pipeline").setLevel(logging.CRITICAL)  # ici : les essais qui importent ce module ont un journal
 
     def read(_: Any, topic: str, *__: Any) -> Any:
         return [log.records[offset] for log in cluster.topics[topic].logs for offset, _ in log.visible()]

@@ -4,14 +4,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from commun import metrics
 from commun.cli import Parser
 from commun.errors import PipelineError
-from commun.kafka import dead_letter_headers, lag_of
+from commun.kafka import Lag, dead_letter_headers
 from commun.metrics import MOST_REASONS, OTHERS, Durations, Measures, count_letter, metrics_option, serve_metrics
 from commun.settings import ROOT
 
@@ -111,28 +113,38 @@ def test_reasons_are_few() -> None:
 
 
 class Reader:
-    """Un consommateur : trois partitions, dont une dont rien n'est encore lu, et une dont la fin est inconnue."""
+    """Un consommateur qui ne sait que les bornes : douze messages dans une partition, rien d'une autre."""
 
-    def assignment(self) -> list[int]:
-        """Les trois."""
-        return [0, 1, 2]
+    def get_watermark_offsets(self, there: TopicPartition, cached: bool) -> tuple[int, int]:
+        """Bornes connues ; une question à Kafka, ou aux fils du client, ferait attendre."""
+        assert cached
+        return (0, {0: 12, 1: 3}.get(there.partition, -1001))
 
-    def position(self, partitions: list[int]) -> "list[Reader.Place]":
-        """Où en est chacune."""
-        return [self.Place(number, (5, -1001, 5)[number]) for number in partitions]
 
-    def get_watermark_offsets(self, there: "Reader.Place", cached: bool) -> tuple[int, int]:
-        """Bornes connues."""
-        assert cached, "une question à Kafka, au milieu d'une lecture"
-        return (0, (12, 3, -1001)[there.partition])
+class Message(NamedTuple):
+    """Un message, ce qu'il en faut."""
 
-    class Place:
-        """Une place."""
+    where: int
+    rank: int
 
-        def __init__(self, partition: int, offset: int) -> None:
-            self.partition, self.offset = partition, offset
+    def topic(self) -> str:
+        """Comme Message."""
+        return "t"
+
+    def partition(self) -> int:
+        """Comme Message."""
+        return self.where
+
+    def offset(self) -> int:
+        """Comme Message."""
+        return self.rank
 
 
 def test_the_lag_is_what_the_client_knows() -> None:
-    """Sans rien demander à Kafka ; ce qu'il ne sait pas n'y est pas."""
-    assert lag_of(Reader()) == {0: 7}  # type: ignore[arg-type]
+    """D'après les derniers messages lus, sans rien demander ; une partition rendue n'y est plus."""
+    lag, reader = Lag(), Reader()
+    lag.after(reader, [Message(0, 3), Message(1, 2), Message(0, 4), Message(2, 9)])  # type: ignore[arg-type, list-item]
+    assert lag.left == {0: 7, 1: 0}
+    lag.forget(reader, [TopicPartition("t", 0)])  # type: ignore[arg-type]
+    lag.after(reader, [])  # type: ignore[arg-type]
+    assert lag.left == {1: 0}
