@@ -184,7 +184,10 @@ class TransactionalProducer:
     def commit(self) -> None:
         """Valide la transaction, en attendant Kafka s'il le faut."""
         try:
-            self._producer.flush(CALL_SECONDS)  # la fin ne durera alors que le temps de sa demande
+            # La fin ne durera alors que le temps de sa demande. Une faute grave arrive ici pendant un rappel, et le
+            # client s'y embrouille (SystemError) : la demande la redira.
+            with suppress(KafkaException, SystemError):
+                self._producer.flush(CALL_SECONDS)
             self._end(self._producer.commit_transaction)
             self.commits += 1
         except KafkaException as error:
