@@ -197,7 +197,10 @@ def parse_options(exercise: Exercise, argv: Sequence[str] | None) -> argparse.Na
     parser.option("--all", action="store_true", help="aussi les lettres traitées, avec ce qui en a été fait")
     parser.option("--resend", type=Path, metavar="FICHIER", help="renvoie les lettres réparées de ce fichier")
     parser.option("--done", type=Path, metavar="FICHIER", help="classe les lettres de ce fichier sans les renvoyer")
-    return parser.parse(argv)
+    args = parser.parse(argv)
+    if args.resend and args.done:
+        parser.error("--resend et --done : l'un ou l'autre")
+    return args
 
 
 def main(exercise: Exercise, argv: Sequence[str] | None = None) -> int:

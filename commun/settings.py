@@ -128,6 +128,12 @@ def bootstrap_servers() -> str:
     return os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or ",".join(f"{LOCAL_HOST}:{port}" for port in ports)
 
 
+def bad_uri(error: Exception) -> str:
+    """La phrase d'une MONGO_URI que pymongo refuse, sans ce qu'il en cite : un bout de mot de passe peut-être."""
+    why = re.sub(r"['\"].*['\"]", "…", str(error))
+    return f"MONGO_URI ne convient pas : {why} ; dans un mot de passe, « @ » s'écrit %40, « / » %2F, « : » %3A."
+
+
 def mongo_uri() -> str:
     """Adresse de MongoDB : ``MONGO_URI``, sinon le compte des scripts sur la pile locale."""
     if uri := os.environ.get("MONGO_URI"):

@@ -24,7 +24,7 @@ from pymongo.errors import CollectionInvalid, ConfigurationError, OperationFailu
 from pymongo.read_concern import ReadConcern
 
 from commun.errors import START_HINT, PipelineError
-from commun.settings import mongo_uri, setting
+from commun.settings import bad_uri, mongo_uri, setting
 from exercice3.ventes import CENT, InvalidVente, Vente
 
 Document = dict[str, Any]
@@ -71,7 +71,7 @@ def open_client() -> MongoClient[Document]:
     try:
         return MongoClient(mongo_uri(), serverSelectionTimeoutMS=3000, socketTimeoutMS=30_000)
     except (PyMongoError, ValueError) as error:
-        raise PipelineError(f"MONGO_URI ne convient pas : {error}.") from error
+        raise PipelineError(bad_uri(error)) from None
 
 
 def open_database(client: MongoClient[Document]) -> Database[Document]:

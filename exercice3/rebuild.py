@@ -12,6 +12,7 @@ README.md, « Reconstruire ».
 
 import argparse
 import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def unknown_files(database: Database[Document], folder: Path) -> list[Path]:
     for lot in database.lots_export.find({}, {"manifeste.fichier": 1, "arrivages": 1}):
         known.add(lot["manifeste"]["fichier"] if "manifeste" in lot else name_of(lot["_id"], lot.get("arrivages", ())))
     return [
-        path for path in exported_files(folder) if path.suffix != ".tmp" and path.with_suffix(".csv").name not in known
+        path
+        for path in exported_files(folder)
+        if path.suffix != ".tmp" and f"{path.name.split('.')[0]}.csv" not in known  # .csv, .json, .csv.gz
     ]
 
 
@@ -56,28 +59,31 @@ def is_there(path: Path, sha256: str) -> bool:
         manifest = read_manifest(path)
         with open_file(manifest) as file:
             return digest(file.read()) == manifest.sha256 == sha256
-    except BadFile:
+    except (BadFile, OSError, EOFError, zlib.error):  # les trois derniers : une archive abîmée
         return False
 
 
 def rebuild(database: Database[Document], folder: Path, *, dry_run: bool) -> int:
-    """Écarte, puis refait ; renvoie combien de lots n'ont pas pu l'être."""
-    failed = 0
+    """Écarte, puis refait ; renvoie ce qui reste : les lots qui n'ont pas pu l'être, ou tout, avec ``dry_run``."""
+    left = 0
     for path in unknown_files(database, folder):
         log.info("%s : aucun lot ne le nomme, écarté dans %s.", path.name, ASIDE)
-        if not dry_run:
+        if dry_run:
+            left += 1
+        else:
             (folder / ASIDE).mkdir(exist_ok=True)
             path.replace(folder / ASIDE / path.name)
     for number in missing_lots(database, folder):
         if dry_run:
             log.info("Lot %d : à refaire.", number)
+            left += 1
             continue
         try:
             export_again(database, folder, number)
         except PipelineError as error:
-            failed += 1
+            left += 1
             log.error("%s", error)
-    return failed
+    return left
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,13 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         with open_client() as client:
-            failed = rebuild(open_database(client), args.export_dir, dry_run=args.dry_run)
+            left = rebuild(open_database(client), args.export_dir, dry_run=args.dry_run)
     except PyMongoError as error:
         raise account_error(error) or PipelineError(f"{explain(error)} : {START_HINT}.") from error
     except OSError as error:
         raise PipelineError(f"Écriture impossible dans {args.export_dir} : {reason(error)}.") from error
-    if failed:
-        raise PipelineError(f"{failed} lots n'ont pas pu être refaits : voyez ci-dessus.")
+    if args.dry_run and left:
+        log.info("%d choses à faire : la même commande, sans --dry-run, les fait.", left)
+        return 0
+    if left:
+        raise PipelineError(f"{left} lots n'ont pas pu être refaits : voyez ci-dessus.")
     log.info("Le dossier %s a les fichiers des lots de MongoDB, et eux seuls.", args.export_dir)
     return 0
 

@@ -101,8 +101,9 @@ def parse(value: bytes | None, now: datetime) -> Vente:
     """
     try:
         # parse_float=Decimal : 19.99 reste 19.99, sans passer par un flottant binaire.
-        data = json.loads(value or b"", parse_float=Decimal, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        text = (value or b"").decode("utf-8")
+        data = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    except (ValueError, ArithmeticError, RecursionError) as error:
         raise InvalidVente(f"JSON illisible : {error}") from error
     if not isinstance(data, dict):
         raise InvalidVente("un objet JSON est attendu")

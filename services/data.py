@@ -21,7 +21,7 @@ from commun.cli import Stop, duration, french_number
 from commun.dead_letters import MARKS_SUFFIX, SUFFIX, Letters
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, connect
-from commun.settings import export_dir, mongo_uri, postgres_dsn, setting
+from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
 
 SECONDS = 3.0
 STATE_SECONDS = 10.0  # au-delà, on dit ce qu'on sait
@@ -129,9 +129,12 @@ def left(config: dict[str, Any], topic: str) -> Iterator[str]:
 
 def mongodb_state() -> State:
     """Ventes, ventes qu'aucun lot ne porte, lots ouverts, âge du dernier lot terminé."""
-    with MongoClient[dict[str, Any]](
-        mongo_uri(), serverSelectionTimeoutMS=int(SECONDS * 1000), socketTimeoutMS=int(SECONDS * 1000)
-    ) as client:
+    patience = int(SECONDS * 1000)
+    try:
+        opened = MongoClient[dict[str, Any]](mongo_uri(), serverSelectionTimeoutMS=patience, socketTimeoutMS=patience)
+    except (PyMongoError, ValueError) as error:
+        raise PipelineError(bad_uri(error)) from None
+    with opened as client:
         database = client.get_default_database(setting("MONGO_DATABASE"))
         waiting = database.arrivages.aggregate(
             [{"$match": {"lot": 0}}, {"$group": {"_id": None, "ventes": {"$sum": "$ventes"}}}]

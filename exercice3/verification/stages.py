@@ -5,6 +5,7 @@ Lues de la fin vers le dÃ©but : une vente qui avance pendant la lecture manque Ã
 
 import csv
 import hashlib
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -292,7 +293,7 @@ def from_files(folder: Path, loaded: Loaded, point: Point | None = None) -> File
                     faults.add(f"{name} : son contenu n'est pas celui de son manifeste")
             except BadFile as error:
                 faults.add(f"{name} : {error}")
-            except (ArithmeticError, ValueError, csv.Error) as error:
+            except (ArithmeticError, ValueError, csv.Error, OSError, EOFError, zlib.error) as error:
                 faults.add(f"{name} : une ligne illisible ({error})")
 
     for vente, late in ventes():

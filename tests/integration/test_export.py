@@ -206,6 +206,9 @@ def test_old_loaded_files_are_compressed_and_forgotten(lab: Lab) -> None:
     lab.run("schedule_export", "--lot", "3")
     assert files(lab)[third] == before[third]
     assert "Tout est égal" in lab.reconcile(40)
+    there = files(lab)
+    assert "et eux seuls" in lab.run("rebuild")  # ce qui est compressé est à sa place
+    assert files(lab) == there
     assert "pas un âge" in lab.run("pg", "--keep", "30", code=2)
 
 

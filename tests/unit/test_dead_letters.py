@@ -83,3 +83,11 @@ def test_empty_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(sale_letters.EXERCISE, ["--inconnue"])
     assert error.value.code == 2
     assert "inconnu" in capsys.readouterr().err
+
+
+def test_a_letter_is_sent_or_closed_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    """--resend et --done ensemble : mauvais usage, rien n'est fait."""
+    with pytest.raises(SystemExit) as stopped:
+        main(csv_letters.EXERCISE, ["--resend", "a", "--done", "b"])
+    assert stopped.value.code == 2
+    assert "l'un ou l'autre" in capsys.readouterr().err

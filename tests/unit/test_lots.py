@@ -10,8 +10,10 @@ import pytest
 import schedule
 
 from commun.cli import Stop
+from commun.errors import PipelineError
 from commun.settings import exported_files
 from exercice3 import lots, schedule_export
+from exercice3.collection import open_client
 from exercice3.lot_content import to_csv
 
 ROWS = [("b", "P", "R", "1.00", "d", "1", "false"), ("a", "P", "R", "2.00", "d", "1", "false")]
@@ -107,3 +109,12 @@ def test_winter_time_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "datetime", SimpleNamespace(datetime=Wall, timedelta=timedelta))
     schedule_export.every(0.001, job, stop)
     assert stop.passes == 3
+
+
+def test_no_piece_of_a_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Un « / » dans le mot de passe de MONGO_URI : la phrase dit comment l'écrire, sans le montrer."""
+    monkeypatch.setenv("MONGO_URI", "mongodb://u:motde/passe@localhost:27017/ventes_db")
+    with pytest.raises(PipelineError, match="%2F") as caught:
+        open_client()
+    assert "passe@" not in str(caught.value)
+    assert "motde" not in str(caught.value)

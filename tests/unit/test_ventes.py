@@ -240,3 +240,10 @@ def test_a_late_clock_buries_no_sale(sent: float, good: bool) -> None:
     messages: list[Any] = [Sent(json.dumps(GOOD).encode(), sent)]
     batches, rejected = sort_messages(messages, NOW - timedelta(days=60))
     assert (len(batches[0]), len(rejected)) == (int(good), int(not good))
+
+
+@pytest.mark.parametrize("value", [b'{"montant": 1e99999999999999999999}', '{"id": "é"}'.encode("utf-16")])
+def test_what_json_reads_and_a_sale_is_not(value: bytes) -> None:
+    """Un nombre que Decimal refuse, un autre encodage : une lettre morte, et non la fin de consumer.py."""
+    with pytest.raises(InvalidVente, match="JSON illisible"):
+        parse(value, NOW)
