@@ -95,7 +95,7 @@ def name_of(letter: Line) -> str:
 
 def read_lines(path: Path) -> list[tuple[int, Line]]:
     """Les lettres d'un fichier, et leur ligne. Lève PipelineError s'il n'en est pas un."""
-    found = []
+    found, seen = [], dict[str, str]()
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # « splitlines » coupe aussi dans les textes (U+2028…)
     except (OSError, UnicodeDecodeError) as error:
@@ -107,8 +107,12 @@ def read_lines(path: Path) -> list[tuple[int, Line]]:
             letter = json.loads(line)
             if not isinstance(letter, dict) or not isinstance(letter["valeur"], str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PipelineError(f"{path}, ligne {number} : ce n'est pas une lettre. Rien n'est renvoyé.") from error
+        if seen.setdefault(name_of(letter), letter["valeur"]) != letter["valeur"]:
+            raise PipelineError(
+                f"{path}, ligne {number} : cette lettre y est deux fois, autrement. Rien n'est renvoyé."
+            )
         found.append((number, letter))
     return found
 

@@ -91,3 +91,14 @@ def test_a_letter_is_sent_or_closed_not_both(capsys: pytest.CaptureFixture[str])
         main(csv_letters.EXERCISE, ["--resend", "a", "--done", "b"])
     assert stopped.value.code == 2
     assert "l'un ou l'autre" in capsys.readouterr().err
+
+
+def test_a_letter_cannot_become_two(tmp_path: Path) -> None:
+    """Une lettre scindée en deux lignes : l'une se perdrait sans un mot ; la même deux fois n'en est qu'une."""
+    path = tmp_path / "lettres.jsonl"
+    lines = [json.dumps({"lettre": "a", "valeur": json.dumps({"id": number})}) for number in (1, 1, 2)]
+    path.write_text("\n".join(lines[:2]), encoding="utf-8")
+    assert len({name for name, _ in repaired(path, csv_letters.again, "t")}) == 1
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(PipelineError, match="ligne 3 : cette lettre y est deux fois"):
+        repaired(path, csv_letters.again, "t")
