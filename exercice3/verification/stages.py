@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,28 @@ def from_mongodb(finished: Lots, point: Point | None = None) -> tuple[Totals, in
             for wanted in queries:
                 add_groups(database, {"version": None, **wanted}, totals)
         late_names = set(names)
-        for document in (found for one in since for found in database.ventes.find({"version": {"$gt": 1}, **one})):
-            latest.add(from_row(to_row(document)), document.get("arrivage") in late_names)
+        foreign: set[str] = set()
+        changes = (database.ventes.find({"version": {"$gt": 1}, **one}) for one in since)
+        for vente, name in as_ventes(changes, foreign):
+            latest.add(vente, name in late_names)
         firsts = (database.ventes.find({"_id": {"$in": part}}) for part in parts(latest.corrected))
-        latest.replace(from_row(to_row(document)) for found in firsts for document in found)
+        latest.replace(vente for vente, _ in as_ventes(firsts, foreign))
+    if foreign:
+        latest.totals.faults.append(f"{len(foreign)} documents portent une version, et ne sont pas des ventes")
     finished_rows = sum(rows for number, (_, rows) in finished.items() if point and number > point.lot)
     new = latest.totals.count.total() - (sum(row[2] for row in point.rows) if point else 0)
     if point and (latest.corrected or not finished_rows <= documents - point.documents <= new):
         raise Reread  # une correction, ou des documents effacés, ou venus d'ailleurs
     return latest.totals, documents
+
+
+def as_ventes(found: Iterable[Iterable[Document]], foreign: set[str]) -> Iterator[tuple[Vente, str | None]]:
+    """Les ventes de ces documents, et leur arrivage ; ceux d'un autre programme sont nommés dans ``foreign``."""
+    for document in chain.from_iterable(found):
+        try:
+            yield from_row(to_row(document)), document.get("arrivage")
+        except (InvalidVente, ValueError, ArithmeticError):
+            foreign.add(str(document["_id"]))
 
 
 def unfinished(

@@ -98,6 +98,17 @@ def test_only_what_is_new_is_read(done: Lab, capsys: pytest.CaptureFixture[str])
     assert "Tout est égal" in capsys.readouterr().out
 
 
+def test_a_foreign_version_is_told(done: Lab, verdict: Callable[..., Verdict]) -> None:
+    """Un document d'un autre programme porte une version : une différence, et non la fin de reconcile.py."""
+    done.mongo.ventes.insert_one({"_id": "autre", "version": 2}, bypass_document_validation=True)
+    try:
+        code, wrong, shown = verdict()
+    finally:
+        done.mongo.ventes.delete_one({"_id": "autre"})
+    assert (code, wrong) == (1, {"MongoDB"})
+    assert "1 documents portent une version, et ne sont pas des ventes" in shown
+
+
 def test_another_number_was_expected(verdict: Callable[..., Verdict]) -> None:
     """--expect : une vente de plus ou de moins que prévu."""
     for wrong in (TOTAL + 1, TOTAL - 1):
