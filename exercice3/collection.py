@@ -69,7 +69,7 @@ VERSION_MARK = (
 def open_client() -> MongoClient[Document]:
     """Client MongoDB ; il ne se connecte qu'à la première requête, et ne reste jamais muet plus de 30 s."""
     try:
-        return MongoClient(mongo_uri(), serverSelectionTimeoutMS=3000, socketTimeoutMS=30_000)
+        return MongoClient(mongo_uri(), serverSelectionTimeoutMS=6000, socketTimeoutMS=30_000)
     except (PyMongoError, ValueError) as error:
         raise PipelineError(bad_uri(error)) from None
 
