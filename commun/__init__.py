@@ -4,5 +4,5 @@
 - ``systems`` : ce qui change de Linux à macOS et à Windows ;
 - ``settings`` : environnement et valeurs par défaut de la pile locale ;
 - ``kafka`` : variables ``KAFKA_…``, attente de Kafka, création d'un topic, lettres mortes ;
-- ``transaction`` : transactions Kafka et positions écrites avec les lignes.
+- ``exactly_once`` : transactions Kafka et positions écrites avec les lignes.
 """

@@ -6,7 +6,6 @@ veut savoir si tout est égal lance exercice3/reconcile.py.
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +21,7 @@ from commun.dead_letters import MARKS_SUFFIX, SUFFIX, Letters
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, connect
 from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
+from services.doctor.report import together
 
 SECONDS = 3.0
 STATE_SECONDS = 10.0  # au-delà, on dit ce qu'on sait
@@ -49,12 +49,7 @@ def read_state(seconds: float = STATE_SECONDS) -> State:
             found[name] = {"erreur": " ".join(str(error).split())[:200]}
 
     readers = {"kafka": kafka_state, "mongodb": mongodb_state, "postgresql": postgresql_state}
-    threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in readers.items()]
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    together(one, readers, seconds)
     state = {name: found.get(name, {"erreur": f"pas de réponse en {seconds:g} s"}) for name in readers}
     state["fichiers"] = files_state(state["postgresql"].pop("charges", None))
     return state

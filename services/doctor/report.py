@@ -5,11 +5,13 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from commun.errors import PipelineError
 
+T = TypeVar("T")
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
 WORDS = {OK: "ok", WARNING: "attention", PROBLEM: "problème", UNKNOWN: "inconnu"}
 COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
@@ -110,14 +112,19 @@ def examine(checks: dict[str, Check], seconds: float = CHECK_SECONDS) -> list[Fi
             reason = " ".join(str(error).split()) or "sans message"
             found[name] = [Finding(name, UNKNOWN, f"contrôle impossible : {reason} ({type(error).__name__})")]
 
-    threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in checks.items()]
+    together(one, checks, seconds)
+    late = f"pas de réponse en {seconds:g} s"
+    return [finding for name in checks for finding in found.get(name, [Finding(name, UNKNOWN, late)])]
+
+
+def together(job: Callable[[str, T], None], wanted: Mapping[str, T], seconds: float) -> None:
+    """``job`` pour chaque nom, en même temps ; n'attend pas plus de ``seconds`` secondes ceux qui tardent."""
+    threads = [threading.Thread(target=job, args=pair, daemon=True) for pair in wanted.items()]
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = f"pas de réponse en {seconds:g} s"
-    return [finding for name in checks for finding in found.get(name, [Finding(name, UNKNOWN, late)])]
 
 
 def as_json(findings: Sequence[Finding]) -> str:
