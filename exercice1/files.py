@@ -153,16 +153,18 @@ class Files(Others):
         self._lively.add(follower.path)
         self._open.add(follower.path)
 
-    @property
-    def crowded(self) -> bool:
-        """Vrai si trop de fichiers sont ouverts."""
-        return len(self._open) > self.open_files
+    def full(self, unconfirmed: int, now: float) -> bool:
+        """Vrai si trop de fichiers sont ouverts, faute d'avoir validé ce qui est lu de ``unconfirmed`` d'entre eux."""
+        self.rest(now)
+        return len(self._open) > self.open_files and unconfirmed >= self.open_files // 2
 
     def rest(self, now: float) -> None:
         """S'il y a trop de fichiers ouverts, ferme ceux qui sont lus jusqu'au bout, les plus calmes d'abord."""
-        calm = sorted(self._open, key=self._active_at.__getitem__) if self.crowded else []
-        for path in calm[: len(calm) - self.open_files // 2]:
-            self.followers[path].sleep(now)
+        crowded = len(self._open) > self.open_files
+        for path in sorted(self._open, key=self._active_at.__getitem__) if crowded else ():
+            if len(self._open) <= self.open_files // 2:
+                break
+            self.followers[path].sleep(now)  # sauf s'il a grandi depuis : au suivant
             if not self.followers[path].reading:
                 self._open.discard(path)
 

@@ -82,6 +82,10 @@ class Sender:
     def send(self, *, final: bool = False) -> bool:
         """Une transaction : ce qui est nouveau dans les fichiers ; faux si tous ont été regardés, et n'avaient rien."""
         start, touched = self.clock(), dict[Follower, Counts]()
+
+        def over() -> bool:
+            return bool(self.stop) or self.clock() - start > TRANSACTION_SECONDS
+
         try:
             for follower in self.files.turn(start):
                 while chunk := follower.read(self.clock(), final=final):
@@ -89,9 +93,9 @@ class Sender:
                     self.files.active(follower, start)
                     self._send_rows(follower.path, chunk)
                     counts.add(Counts(len(chunk.values), len(chunk.rejected)))
-                    if self.stop or self.clock() - start > TRANSACTION_SECONDS:
+                    if over():
                         break
-                if self.stop or self.clock() - start > TRANSACTION_SECONDS or (touched and self.files.crowded):
+                if over() or self.files.full(len(touched), self.clock()):
                     break
             self._commit(touched)
             if touched:
@@ -103,7 +107,6 @@ class Sender:
     def _commit(self, touched: dict[Follower, Counts]) -> None:
         """La position de chaque fichier, puis la validation."""
         if not touched:
-            self.files.rest(self.clock())
             self.producer.poll()
             return
         saved = {follower: follower.snapshot() for follower in touched}
