@@ -50,6 +50,7 @@ SEED, DAYS = 1, 90
 TOPIC = f"mesure-{uuid.uuid4().hex[:8]}"
 LOT_SIZE = 5000
 BATCH = 1000
+NAKED_READER = {"auto.offset.reset": "earliest", "enable.partition.eof": False}  # ce que GroupMember fait lui-même
 E2E_RATE, E2E_SECONDS = 500, 20
 READY_SECONDS = 120.0
 UPSERT = """
@@ -86,7 +87,7 @@ def produce(ventes: list[Vente]) -> None:
 
 def consume(count: int) -> None:
     """Lire, analyser, insérer par mille, dans une collection qui a les mêmes index."""
-    config = client_config(consumer.CONSUMER_CONFIG | {"group.id": f"{TOPIC}-{uuid.uuid4().hex}"})
+    config = client_config(consumer.CONSUMER_CONFIG | NAKED_READER | {"group.id": f"{TOPIC}-{uuid.uuid4().hex}"})
     with open_client() as mongo, closing(connect(Consumer, config)) as reader:
         database = open_database(mongo)
         prepare(database)

@@ -180,7 +180,10 @@ class Stop:
 
 
 class Stopped(Exception):
-    """L'arrêt est demandé et Kafka ne répond pas : ce qui n'est pas confirmé repartira la prochaine fois."""
+    """L'arrêt est demandé et Kafka ne répond pas."""
+
+    def __str__(self) -> str:
+        return "Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage."
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -191,8 +194,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except PipelineError as error:
         code = _failed(str(error), error.code)
-    except Stopped:
-        code = _failed("Arrêt sans réponse de Kafka : ce qui n'est pas confirmé repartira au prochain démarrage.")
+    except Stopped as stopped:
+        code = _failed(str(stopped))
     except KeyboardInterrupt:
         code = _failed("Interrompu avant la fin.")
     except Exception as error:

@@ -12,6 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,18 +172,18 @@ class Letters:
         """
         ensure_topics(self.config, NewTopic(self.marks_topic, 1, BROKERS_CHOICE, config=MARKS_CONFIG))
         try:
-            producer = TransactionalProducer(
-                self.config | {"transactional.id": f"dead-letters-{self.topic}"}, self.stop
-            )  # d'abord : ce qu'un autre outil avait en vol est annulé, les marques ne bougent plus
-            marks = self.marks()
-            left = {name: message for name, message in ready if name not in marks}
-            for name, message in left.items():
-                if message:
-                    key, value, headers = message
-                    producer.write(self.topic, value, key, headers)
-                producer.write(self.marks_topic, (RESENT if message else CLOSED).encode(), name)
-            if left:
-                producer.commit()
+            identity = {"transactional.id": f"dead-letters-{self.topic}"}
+            # D'abord : ce qu'un autre outil avait en vol est annulé, les marques ne bougent plus.
+            with closing(TransactionalProducer(self.config | identity, self.stop)) as producer:
+                marks = self.marks()
+                left = {name: message for name, message in ready if name not in marks}
+                for name, message in left.items():
+                    if message:
+                        key, value, headers = message
+                        producer.write(self.topic, value, key, headers)
+                    producer.write(self.marks_topic, (RESENT if message else CLOSED).encode(), name)
+                if left:
+                    producer.commit()
         except (Stopped, Aborted) as error:
             raise PipelineError("Kafka n'a pas confirmé : rien n'est renvoyé. Relancez la même commande.") from error
         return len(left)

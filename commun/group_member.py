@@ -288,8 +288,8 @@ class GroupMember:
         try:
             self.checkpoint()
             self._raise_fault()
-        except Stopped:
-            log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")
+        except Stopped as stopped:
+            log.warning("%s", stopped)
         finally:
             self._closing = True
             self.outputs.close()

@@ -78,6 +78,11 @@ class GroupPositions:
 
     # --- Le départ ---
 
+    def start_from_beginning(self) -> None:
+        """--from-beginning : le groupe, arrêté, revient au début de chaque partition."""
+        numbers = self._ask(lambda: _partitions(self._admin, self.topic))
+        self.start_from(None, {number: self.bounds(number)[0] for number in numbers})
+
     def start_from(self, reset: Reset | None, offsets: Mapping[int, int], written: Sequence[str] = ()) -> None:
         """``offsets`` : les positions que le groupe prend, quelle que soit la sienne. ``reset`` : sa première.
 
@@ -152,8 +157,8 @@ class GroupPositions:
                 return
             if time.monotonic() > deadline:
                 raise PipelineError(
-                    f"Le groupe {self.group} a des membres en marche, et --from-offsets ne vaut que pour un groupe "
-                    "arrêté : arrêtez-les, ou retirez l'option."
+                    f"Le groupe {self.group} a des membres en marche, et ses positions ne se changent qu'à l'arrêt : "
+                    "arrêtez-les, ou retirez l'option."
                 )
             if self.stop.wait(SHORT_SECONDS):
                 raise Stopped

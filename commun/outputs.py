@@ -56,18 +56,19 @@ class AtLeastOnce:
 
     def __init__(self, config: Config, stop: Stop) -> None:
         self.stop, self.stuck = stop, False
-        self.refusal: KafkaError | None = None
+        self.refusal: tuple[str, KafkaError] | None = None
         self.producer: Producer = connect(Producer, config | {"on_delivery": self._on_delivery})
 
-    def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
-        self.refusal = error or self.refusal
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.refusal = str(message.topic()), error
 
     def write(self, topic: str, value: bytes | None, key: bytes | None, headers: Headers) -> None:
         """Voir Outputs."""
         try:
             send(self.producer, self.stop, topic, value, key=key, headers=headers)
         except KafkaException as error:
-            self.refusal = error.args[0]
+            self.refusal = topic, error.args[0]
         self.producer.poll(0)
 
     def commit(self, consumer: Consumer, places: list[TopicPartition]) -> None:
@@ -76,7 +77,8 @@ class AtLeastOnce:
             if self.stop:
                 raise Stopped
         if self.refusal:
-            raise PipelineError(f"Kafka refuse une sortie : {refusal(self.refusal)}. Sa position n'est pas validée.")
+            topic, error = self.refusal
+            raise PipelineError(f"Kafka refuse d'écrire dans {topic} : {refusal(error)}. Rien n'est validé.")
         answer = Future[None]()
         call = partial(consumer.commit, offsets=places, asynchronous=False)
         Thread(target=answer_with, args=(answer, call), daemon=True).start()

@@ -276,8 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("Lecture de %s (groupe %s), écriture dans %s.", args.topic, args.group, args.output)
             worker.run()
         log.info("Terminé : %s.", worker)
-    except Stopped:
-        log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")
+    except Stopped as stopped:
+        log.warning("%s", stopped)
     return 0
 
 

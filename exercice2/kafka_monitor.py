@@ -299,8 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             screen = closed.enter_context(Screen(args.format))
             (monitor.run_once if args.once else monitor.run)(screen)
         log.info("Terminé : %s.", monitor.numbers)
-    except Stopped:
-        log.warning("Arrêt sans réponse de Kafka : ce qui n'est pas validé sera refait au prochain démarrage.")
+    except Stopped as stopped:
+        log.warning("%s", stopped)
     return 0
 
 

@@ -249,8 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve_metrics(args.metrics_port, sender.measures)
     try:
         sender.run()
-    except Stopped:
-        log.warning("Arrêt sans réponse de Kafka.")
+    except Stopped as stopped:
+        log.warning("%s", stopped)
     finish(sender, args.topic)
     return 0
 

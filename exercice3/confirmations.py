@@ -87,7 +87,7 @@ def read_promises(values: Iterable[bytes | None]) -> tuple[dict[int, Promise], i
                 0 <= seed <= SEED_MAX and 1 <= first <= last + 1
             ):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             foreign += 1
             continue
         promise = found.setdefault(seed, Promise())

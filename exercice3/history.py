@@ -16,7 +16,7 @@ from exercice3 import lots
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, to_row
 from exercice3.lot_content import READ_SIZE, MissingVentesError, read_former_lot, read_lot, to_csv
-from exercice3.ventes import InvalidVente
+from exercice3.ventes import FIELDS, InvalidVente
 
 log = logging.getLogger("pipeline")
 
@@ -82,7 +82,8 @@ def export_full(database: Database[Document], folder: Path) -> None:
     def rows() -> Iterator[tuple[str, ...]]:
         for vente in database.ventes.find(batch_size=READ_SIZE).sort("_id", 1):
             try:
-                yield to_row(vente)
+                if (row := to_row(vente))[len(FIELDS)] == "1" or versions:  # une correction née depuis attendra
+                    yield row
             except InvalidVente as error:
                 foreign[str(vente["_id"])] = str(error)
 

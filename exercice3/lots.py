@@ -12,6 +12,7 @@ import json
 import secrets
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ FULL_NAME = "ventes_data.csv"  # tout l'historique : ce n'est pas un lot
 MANIFESTS = "ventes_[0-9]*.json"
 DRAFTS = ".ventes_*.tmp"
 DRAFT_SECONDS = 3600  # un brouillon plus vieux est celui d'un export tué
+
+DAMAGED = (OSError, EOFError, zlib.error)  # ce que lève la lecture d'une archive, ou d'un disque, abîmés
 
 Part = tuple[bytes, int]  # un morceau de fichier : ses octets, ses lignes
 
@@ -73,7 +76,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BadFile(f"pas de manifeste {path.name} : le fichier n'est pas terminé") from None
     except OSError as error:
         raise BadFile(f"manifeste illisible ({reason(error)})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadFile(f"manifeste illisible ({error})") from error
     if manifest.fichier != manifest.path.name or type(manifest.lignes) is not int or type(manifest.sha256) is not str:
         raise BadFile("manifeste illisible (il ne décrit pas ce fichier)")

@@ -93,6 +93,8 @@ def load(connection: Connection, manifest: Manifest) -> bool:
         server = connection.info.parameter_status("server_encoding") or "UTF8"
         rows = Rows(file, None if server in ("UTF8", "SQL_ASCII") else encodings.get(server))
         cursor.copy_expert(COPY, cast(TextIO, rows))  # psycopg2 n'appelle que read
+        if rows.damage:
+            raise BadFile(f"fichier illisible ({rows.damage})")
         if (rows.lines, rows.digest.hexdigest()) != (manifest.lignes, manifest.sha256):
             raise BadFile(f"{rows.lines} lignes lues pour {manifest.lignes} annoncées, ou contenu différent")
         new, changed, rejected = write(cursor, names, 1, rows.last)

@@ -12,8 +12,8 @@ README.md, « Reconstruire ».
 
 import argparse
 import logging
-import zlib
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from pymongo.database import Database
@@ -25,7 +25,7 @@ from commun.settings import export_dir, exported_files
 from commun.systems import reason
 from exercice3.collection import Document, account_error, explain, open_client, open_database
 from exercice3.history import export_again
-from exercice3.lots import FULL_NAME, BadFile, digest, name_of, open_file, read_manifest
+from exercice3.lots import DAMAGED, FULL_NAME, BadFile, digest, name_of, open_file, read_manifest
 
 log = logging.getLogger("pipeline")
 
@@ -59,8 +59,15 @@ def is_there(path: Path, sha256: str) -> bool:
         manifest = read_manifest(path)
         with open_file(manifest) as file:
             return digest(file.read()) == manifest.sha256 == sha256
-    except (BadFile, OSError, EOFError, zlib.error):  # les trois derniers : une archive abîmée
+    except (BadFile, *DAMAGED):
         return False
+
+
+def set_aside(path: Path, folder: Path) -> None:
+    """Passe ce fichier dans ``folder``, sous son nom ; un autre y est déjà : sous ce nom et un numéro."""
+    folder.mkdir(exist_ok=True)
+    names = (folder / (path.name + (f".{number}" if number else "")) for number in count())
+    path.replace(next(name for name in names if not name.exists()))
 
 
 def rebuild(database: Database[Document], folder: Path, *, dry_run: bool) -> int:
@@ -71,8 +78,7 @@ def rebuild(database: Database[Document], folder: Path, *, dry_run: bool) -> int
         if dry_run:
             left += 1
         else:
-            (folder / ASIDE).mkdir(exist_ok=True)
-            path.replace(folder / ASIDE / path.name)
+            set_aside(path, folder / ASIDE)
     for number in missing_lots(database, folder):
         if dry_run:
             log.info("Lot %d : à refaire.", number)

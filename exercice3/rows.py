@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from exercice3.lots import BadFile
+from commun.systems import reason
+from exercice3.lots import DAMAGED, BadFile
 from exercice3.ventes import FIELDS, VERSION_FIELDS
 
 csv.field_size_limit(16 * 1024 * 1024)
@@ -21,13 +22,15 @@ class Rows:
     """Flux de lecture d'un CSV pour COPY : numérote les lignes, et dit lesquelles n'ont pas la bonne forme.
 
     ``read`` rend du CSV prêt pour le tampon : numéro de ligne, les champs, puis, pour une ligne écartée, la raison et
-    le contenu. ``lines``, ``last`` (numéro de la dernière ligne) et ``digest`` disent ensuite ce qui a été lu. Un bloc
-    de BLOCK_BYTES, et la ligne qui le finit, est en mémoire. ``codec`` : l'encodage de la base, si ce n'est pas UTF-8.
+    le contenu. ``lines``, ``last`` (numéro de la dernière ligne) et ``digest`` disent ensuite ce qui a été lu,
+    ``damage`` ce qui a interrompu la lecture. Un bloc de BLOCK_BYTES, et la ligne qui le finit, est en mémoire. ``codec`` :
+    l'encodage de la base, si ce n'est pas UTF-8.
     """
 
     def __init__(self, file: Iterable[bytes], codec: str | None = None) -> None:
         self.digest = hashlib.sha256()
         self.lines = self.last = 0
+        self.damage = ""
         self._codec = codec
         self._source = self._hashed(file)
         self._blocks = self._read()
@@ -37,9 +40,12 @@ class Rows:
         return next(self._blocks, "")
 
     def _hashed(self, file: Iterable[bytes]) -> Iterator[bytes]:
-        for line in file:
-            self.digest.update(line)
-            yield line
+        try:
+            for line in file:
+                self.digest.update(line)
+                yield line
+        except DAMAGED as error:  # COPY cacherait cette erreur derrière la sienne
+            self.damage = reason(error) if isinstance(error, OSError) else str(error)
 
     def _read(self) -> Iterator[str]:
         header = self._header()

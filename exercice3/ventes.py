@@ -60,7 +60,7 @@ REGIONS = {
 HEURES = (1, 1, 0, 0, 0, 1, 2, 4, 7, 10, 12, 15, 18, 14, 12, 12, 14, 18, 20, 17, 12, 8, 5, 2)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_RUN_ID = re.compile(r"([0-9a-f]{8})-(\d{8,})")
+_RUN_ID = re.compile(r"([0-9a-f]{8})-([0-9]{8,})")
 
 
 class Vente(NamedTuple):
@@ -267,4 +267,4 @@ def _corrected(vente: Vente, draw: random.Random, waiting: deque[Vente]) -> Vent
 def run_of(id: str) -> tuple[int, int] | None:
     """Graine et numéro d'ordre d'un identifiant fabriqué par ``generate``, None pour tout autre."""
     match = _RUN_ID.fullmatch(id)
-    return (int(match[1], 16), int(match[2])) if match else None
+    return (int(match[1], 16), int(match[2])) if match and (len(match[2]) == 8 or match[2][0] != "0") else None

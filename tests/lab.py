@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,31 @@ class Lab(Scripts):
         """Nombre de ventes et somme des montants dans PostgreSQL."""
         ((count, amount),) = self.sql("SELECT count(*), coalesce(sum(montant), 0) FROM ventes")
         return count, amount
+
+
+@cache  # lâché, il emporterait les réponses qu'on attend de lui
+def admin() -> AdminClient:
+    """Le cluster des essais."""
+    return AdminClient(admin_config(client_config({})))
+
+
+def settled(futures: dict[Any, Any]) -> None:
+    """Attend que Kafka ait répondu."""
+    for future in futures.values():
+        future.result()
+
+
+def create(topic: str, partitions: int = 1) -> None:
+    """Crée un topic, dès que l'ancien du même nom est tout à fait effacé."""
+
+    def created() -> bool:
+        try:
+            settled(admin().create_topics([NewTopic(topic, partitions, 3)]))
+        except KafkaException:
+            return False
+        return True
+
+    wait_until(created)
 
 
 def refuse_foreign(variable: str, port: int) -> None:

@@ -100,7 +100,7 @@ def read_point(value: bytes | None) -> Point | None:
     try:
         data: Mapping[str, Any] = json.loads(value or b"")
         return Point(**data) if data["version"] == VERSION else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -28,6 +28,7 @@ class Kafka(Latest):
         self.foreign = Latest(totals_of("", point.foreign if point else ()), point.distinct() if point else None)
         self.suites = {int(seed): point.suite(seed) for seed in point.made} if point else {}
         self.dead: dict[int, Numbers] = defaultdict(Numbers)
+        self.dead_corrections = Counter[int]()
         self._top = {seed: promise.ranges[-1][1] for seed, promise in promises.items() if promise.ranges}
         self._not_ours: set[int] = set()
 
@@ -40,7 +41,11 @@ class Kafka(Latest):
     def bury(self, vente: Vente) -> None:
         """Une vente que consumer.py a mise dans les lettres mortes."""
         if run_number := run_of(vente.id):
-            self.dead[run_number[0]].add(run_number[1])
+            seed, number = run_number
+            if vente.version > 1:
+                self.dead_corrections[seed] += 1
+            else:
+                self.dead[seed].add(number)
 
     def _ours(self, vente: Vente) -> bool:
         """Vrai pour une vente d'une suite de producer.py : une suite promise, ou dont la première lue est la sienne."""
@@ -155,7 +160,8 @@ def _remake(kafka: Kafka, seed: int, found: Produced, missing: Totals) -> int:
     found.made[text] = last
     if state := suite.state():
         found.states[text] = state
-    found.corrections[text] = kafka.corrections(seed) + (point.corrections.get(text, 0) if point else 0)
+    here = kafka.corrections(seed) + kafka.dead_corrections[seed]
+    found.corrections[text] = here + (point.corrections.get(text, 0) if point else 0)
     if promise and (few := promise.corrections - found.corrections[text]) > 0:
         found.totals.faults.append(f"graine {seed} : {few} corrections confirmées ne sont pas dans Kafka")
     return lost

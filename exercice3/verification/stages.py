@@ -5,7 +5,6 @@ Lues de la fin vers le dÃ©but : une vente qui avance pendant la lecture manque Ã
 
 import csv
 import hashlib
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from commun.topics import bounds, read_from
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, account_error, explain, open_client, open_database, to_row
 from exercice3.confirmations import SUFFIX, read_promises
-from exercice3.lots import BadFile, manifests, number_of, open_file, read_manifest
+from exercice3.lots import DAMAGED, BadFile, manifests, number_of, open_file, read_manifest
 from exercice3.ventes import CENT, InvalidVente, Vente, parse
 from exercice3.verification.point import SUFFIX as POINT_SUFFIX
 from exercice3.verification.point import Point, Reread, read_point, totals_of
@@ -307,7 +306,7 @@ def from_files(folder: Path, loaded: Loaded, point: Point | None = None) -> File
                     faults.add(f"{name} : son contenu n'est pas celui de son manifeste")
             except BadFile as error:
                 faults.add(f"{name} : {error}")
-            except (ArithmeticError, ValueError, csv.Error, OSError, EOFError, zlib.error) as error:
+            except (ArithmeticError, ValueError, csv.Error, *DAMAGED) as error:
                 faults.add(f"{name} : une ligne illisible ({error})")
 
     for vente, late in ventes():

@@ -7,49 +7,22 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
+from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
-from commun.kafka import admin_config, client_config
+from commun.kafka import client_config
 from commun.settings import bootstrap_servers
 from exercice2.topic import PARTITIONS
 from tests.conftest import services
-from tests.lab import BankLab, Running, generated, wait_until
+from tests.lab import BankLab, Running, admin, create, generated, settled, wait_until
 
 HEAD = "id,timestamp,montant,type,compte,region,canal\n"
 ROW = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"
-
-
-@cache  # lâché, il emporterait les réponses qu'on attend de lui
-def admin() -> AdminClient:
-    """Le cluster des essais."""
-    return AdminClient(admin_config(client_config({})))
-
-
-def settled(futures: dict[Any, Any]) -> None:
-    """Attend que Kafka ait répondu."""
-    for future in futures.values():
-        future.result()
-
-
-def create(topic: str, partitions: int = 1) -> None:
-    """Crée un topic, dès que l'ancien du même nom est tout à fait effacé."""
-
-    def created() -> bool:
-        try:
-            settled(admin().create_topics([NewTopic(topic, partitions, 3)]))
-        except KafkaException:
-            return False
-        return True
-
-    wait_until(created)
 
 
 def send(topic: str, *values: bytes, partition: int = 0) -> None:

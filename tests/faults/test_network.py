@@ -9,8 +9,7 @@ from commun.exactly_once import TransactionalProducer
 from commun.kafka import client_config
 from commun.settings import bootstrap_servers
 from exercice2.verification.network import Network
-from tests.faults.test_bank import create
-from tests.lab import BankLab, NeverStopped, generated, wait_until
+from tests.lab import BankLab, NeverStopped, create, generated, wait_until
 
 
 def test_an_end_that_arrives_too_late(bank_lab: BankLab) -> None:

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 from pymongo import MongoClient
 
-from commun.kafka import admin_config, client_config
-from commun.settings import mongo_uri, setting
+from commun.settings import bootstrap_servers, mongo_uri, setting
+from exercice3.producer import PARTITIONS
 from tests.conftest import services
-from tests.lab import Lab, expected, ids, wait_until
+from tests.lab import Lab, admin, create, expected, ids, settled, wait_until
 from tests.wire import MongoWire
 
 
 @contextmanager
-def admin() -> Iterator[MongoClient[dict[str, Any]]]:
+def mongo_admin() -> Iterator[MongoClient[dict[str, Any]]]:
     """Client du compte qui administre MongoDB."""
     account = f"{setting('MONGO_ADMIN_USER')}:{setting('MONGO_ADMIN_PASSWORD')}"
     with MongoClient[dict[str, Any]](f"mongodb://{account}@localhost:{setting('PORT_MONGO')}") as client:
@@ -45,7 +46,7 @@ def test_the_base_of_the_uri_is_the_one_written(lab: Lab) -> None:
     """La base que nomme MONGO_URI est celle des ventes, pour chaque script ; celle des comptes est refusée."""
     lab.produce(20)
     assert "base « admin », celle des comptes" in lab.run("consumer", "--idle-timeout", "2", code=1, env=uri("admin"))
-    with admin() as client:
+    with mongo_admin() as client:
         try:
             env = uri("ma_base?authSource=admin")
             lab.run("consumer", "--max-messages", "20", env=env)
@@ -71,7 +72,7 @@ def test_what_mongodb_never_takes_is_a_dead_letter(lab: Lab) -> None:
 
 def test_reading_and_writing_is_enough(lab: Lab) -> None:
     """Un compte qui ne peut pas préparer : une phrase dit quoi lancer une fois ; ensuite, readWrite suffit."""
-    with admin() as client:
+    with mongo_admin() as client:
         client["ventes_db"].command("createUser", "simple", pwd="p", roles=[{"role": "read", "db": "ventes_db"}])
         env = {"MONGO_URI": f"mongodb://simple:p@localhost:{setting('PORT_MONGO')}/ventes_db?authSource=ventes_db"}
         try:
@@ -107,6 +108,62 @@ def test_a_wrong_password_is_told(lab: Lab, script: str) -> None:
     assert "refuse le compte ou son mot de passe" in lab.run(script, code=1, env=env)
 
 
+@pytest.mark.parametrize("running", [True, False], ids=["en marche", "arrêté"])
+def test_topic_recreated(lab: Lab, running: bool) -> None:
+    """Effacé, recréé, plus long que la position du groupe : le nouveau topic est lu en entier."""
+    lab.produce(60)
+    consumer = lab.start("consumer")
+    wait_until(lambda: len(lab.in_mongo()) == 60, 60, lambda: consumer.text)
+    if running:
+        consumer.process.send_signal(signal.SIGSTOP)
+    else:
+        consumer.stop()
+    settled(admin().delete_topics([lab.topic]))
+    create(lab.topic, PARTITIONS)
+    lab.produce(300, seed=2)
+    if running:
+        consumer.process.send_signal(signal.SIGCONT)
+    else:
+        consumer = lab.start("consumer")
+    wait_until(lambda: lab.in_mongo() == ids(expected(60)) + ids(expected(300, 2)), 60, lambda: consumer.text)
+    assert consumer.stop(signal.SIGINT) == 0
+
+
+def test_records_deleted_before_being_read(lab: Lab) -> None:
+    """Des ventes effacées avant d'être lues se disent, et la suite est lue."""
+    create(lab.topic)
+    lab.produce(10)
+    lab.consume(10)
+    lab.produce(20)
+    settled(admin().delete_records([TopicPartition(lab.topic, 0, 25)]))
+    said = lab.consume(5)
+    assert "les messages 10 à 24 ont été effacés avant d'être lus" in said
+    assert lab.committed() == 30
+
+
+def test_a_message_too_big_for_its_letter(lab: Lab) -> None:
+    """Plus gros que la file des lettres mortes (il était comprimé), un message y est tronqué, avec sa taille."""
+    lab.produce(2)
+    compressed = {"bootstrap.servers": bootstrap_servers(), "compression.type": "lz4", "message.max.bytes": 8_000_000}
+    producer = Producer(compressed)
+    producer.produce(lab.topic, b"x" * 3_000_000)
+    assert producer.flush(30) == 0
+    assert "1 lettres mortes" in lab.consume(3)
+    ((_, headers),) = lab.dead_letters()
+    assert headers["dlq.truncated"] == "3000000"
+
+
+def test_from_beginning_is_for_a_stopped_group(lab: Lab) -> None:
+    """--from-beginning ramène tout le groupe : sous un consommateur en marche, il est refusé, et rien ne change."""
+    lab.produce(10)
+    consumer = lab.start("consumer")
+    wait_until(lambda: lab.committed() == 10, 60, lambda: consumer.text)
+    assert "a des membres en marche" in lab.run("consumer", "--from-beginning", "--idle-timeout", "2", code=1)
+    assert lab.committed() == 10
+    assert consumer.stop() == 0
+    assert "10 messages lus, 0 ventes écrites" in lab.run("consumer", "--from-beginning", "--idle-timeout", "2")
+
+
 @pytest.mark.long
 def test_ctrl_c_while_kafka_is_out(lab: Lab) -> None:
     """La position ne peut pas être validée, Kafka est gelé : Ctrl-C est entendu, et rien n'est perdu."""
@@ -134,8 +191,7 @@ def test_confirmed_means_two_brokers(lab: Lab) -> None:
     """Le topic que crée producer.py exige deux copies écrites, sur ce cluster ou un autre."""
     lab.produce(1)
     resource = ConfigResource(ConfigResource.Type.TOPIC, lab.topic)
-    client = AdminClient(admin_config(client_config({})))
-    found = client.describe_configs([resource])[resource].result()
+    found = admin().describe_configs([resource])[resource].result()
     assert found["min.insync.replicas"].value == "2"
     assert found["min.insync.replicas"].source == 1  # posée sur le topic, et non prise au cluster
 

@@ -112,7 +112,7 @@ def test_a_refused_dead_letter_stops_the_reader(lab: Lab) -> None:
     lab.produce(3)
     lab.send_raw(b"x" * 5000)
     for _ in range(2):
-        assert "Kafka refuse une lettre morte" in lab.run("consumer", "--max-messages", "4", code=1)
+        assert f"Kafka refuse d'écrire dans {lab.topic}-dlq" in lab.run("consumer", "--max-messages", "4", code=1)
 
 
 def test_same_id_other_content_is_a_dead_letter(lab: Lab) -> None:
