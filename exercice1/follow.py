@@ -38,6 +38,8 @@ HINT_SECONDS = 2.0  # une dernière ligne inachevée depuis ce temps mérite une
 ROTATE_WAIT = 5.0  # secondes pendant lesquelles un fichier renommé est encore lu
 
 
+UNREAD = Mark(0, 0, False, "")  # rien n'en est lu
+
 Known = tuple[tuple[Mark, ...], bool]  # jusqu'où un fichier est lu ; vrai s'il n'a pas d'en-tête à lui
 
 
@@ -91,7 +93,9 @@ class Follower:
         self._since = self.saved.mtime  # sa dernière date sous notre nom : ce qui est né depuis n'est pas lu
         self._unconfirmed = False
         self._fresh = True  # rien n'a encore été cherché depuis le démarrage
+        self._searched: Identity | None = None  # le fichier vide devant lequel on a cherché les rotations manquées
         self._grown_at = self._retry_at = self._wake_at = 0.0
+        self._gone_at: float | None = None  # depuis quand notre nom ne désigne plus rien
         self._asleep: tuple[int, ...] = ()  # le fichier, quand il a été fermé faute de nouvelles
         self._said = ""
 
@@ -141,7 +145,7 @@ class Follower:
     @property
     def idle(self) -> bool:
         """Vrai si rien n'est en vol, ni attendu bientôt."""
-        return not (self._unconfirmed or self.settling or self._left)
+        return not (self._unconfirmed or self.settling or self._left or self._gone_at)
 
     def release(self, identity: Identity) -> bool:
         """Cède un fichier quitté dont tout est lu ; faux s'il en reste, ou si c'est celui que notre nom désigne."""
@@ -219,7 +223,7 @@ class Follower:
 
     def _all_past(self) -> tuple[Past, ...]:
         """Les fichiers quittés, ceux qu'on lit encore compris."""
-        left = [Past(item.file.inode, item.file.marks[-1], item.file.bare) for item in self._left if item.file.marks]
+        left = [Past(item.file.inode, (item.file.marks or [UNREAD])[-1], item.file.bare) for item in self._left]
         inodes = {item.inode for item in left}
         return (*(item for item in self.past if item.inode not in inodes), *left)[-PAST_FILES - len(left) :]
 
@@ -297,6 +301,8 @@ class Follower:
                 self._unconfirmed = True
                 if chunk.taken:
                     item.until = max(item.until, now + self.rotate_wait)
+                if done and not chunk.taken.rstrip(b"\0").endswith((b"\n", b"\r")) and chunk.values:
+                    log.info("Un ancien %s finit sans fin de ligne : elle est prise pour finie.", self.path)
                 return chunk
             if done and not self._unconfirmed:
                 self._forget(item)
@@ -386,6 +392,8 @@ class Follower:
         other = self.saved.inode is not None and not same
         old = self._find_current() if other else None
         continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
+        if old and continued and self._has_turned(old.inode):  # le nouveau commence comme l'ancien, et n'est pas lui
+            continued = False
         if old and continued:  # un éditeur a gardé l'ancien à côté
             self._drop(old)
         elif old:
@@ -398,6 +406,9 @@ class Follower:
             if seen is None:
                 return False
             known, bare = seen
+            if other and not known and not stat.st_size and self._searched != identity_of(stat):
+                self._searched = identity_of(stat)
+                self._find_missed(file, now, most=PAST_FILES)  # plus, on ne pourrait retenir où en est chacun
             if (marks or other) and not known and (not stat.st_size or not self._settling.over(now, stat)):
                 return False
             if other:
@@ -431,7 +442,7 @@ class Follower:
         saved = self.saved
         if not saved.marks or saved.inode is None or self._has_left():
             return None
-        file = self._find(saved.inode, saved.marks[-1])
+        file = self._find(saved.inode, saved.marks[-1], bare=saved.bare)
         if file is None:
             return None
         marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
@@ -443,10 +454,11 @@ class Follower:
             return
         self._fresh = False
         for past in self.past:
-            if past.inode != self.saved.inode and (file := self._find(past.inode, past.mark)):
+            if past.inode != self.saved.inode and (file := self._find(past.inode, past.mark, bare=past.bare)):
                 furthest, _ = self.already_read(file)  # un autre nom a pu le lire depuis
-                if furthest[-1].offset == past.mark.offset < os.fstat(file.fileno()).st_size:
-                    self._leave(OpenCsv(file, self.form, (past.mark,), self.header, past.bare), now)
+                start = furthest[-1].offset if furthest else 0
+                if start == past.mark.offset < os.fstat(file.fileno()).st_size:
+                    self._leave(OpenCsv(file, self.form, furthest, self.header, past.bare), now)
                 else:
                     file.close()
 
@@ -454,12 +466,24 @@ class Follower:
         """Les vrais chemins de ce nom, liens suivis : où il mène, et où il menait."""
         return list(dict.fromkeys(Path(path) for path in (os.path.realpath(self.path), self.saved.real) if path))
 
-    def _find(self, inode: int, mark: Mark) -> BinaryIO | None:
-        """Le fichier de ce numéro et de ce contenu, s'il est dans le dossier sous un autre nom."""
+    def _has_turned(self, inode: int) -> bool:
+        """Vrai si le fichier de ce numéro porte maintenant un nom que prend le nôtre en tournant."""
+        return any(
+            entry.inode() == inode and rotation.turned(entry.name, real.name)
+            for real in self._folders()
+            for entry in rotation.neighbours(real)
+        )
+
+    def _find(self, inode: int, mark: Mark, *, bare: bool) -> BinaryIO | None:
+        """Le fichier de ce numéro et de ce contenu, s'il est dans le dossier sous un autre nom.
+
+        N'en a-t-on lu que l'en-tête, ou rien, ce contenu ne prouve rien : il faut que ce nom soit celui d'une rotation.
+        """
         for real in self._folders():
             for entry in rotation.neighbours(real):
-                if entry.inode() == inode and (file := self._free(entry.path)):
-                    if matches(file, mark):
+                sure = mark.lines > (not bare) or rotation.turned(entry.name, real.name)
+                if entry.inode() == inode and sure and (file := self._free(entry.path)):
+                    if mark == UNREAD or matches(file, mark):
                         return file
                     file.close()
         return None
@@ -477,21 +501,29 @@ class Follower:
             file.close()
         return None
 
-    def _find_missed(self, new: BinaryIO, now: float) -> None:
-        """Plusieurs rotations d'un coup : les fichiers nés et renommés entre celui que nous lisions et ``new``."""
-        real, since = self._folders()[0], self._since
+    def _find_missed(self, new: BinaryIO, now: float, *, since: int | None = None, most: int | None = None) -> None:
+        """Plusieurs rotations d'un coup : les fichiers nés et renommés entre celui que nous lisions et ``new``.
+
+        ``since`` : nés depuis cette date, en nanosecondes ; ``most`` : rien s'il y en a plus.
+        """
+        real, since = self._folders()[0], since or self._since
         entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
         ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
         by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
         is_turn = rotation.turned if by_stem else rotation.appended
-        born = [(entry.stat().st_mtime_ns, entry) for entry in entries if is_turn(entry.name, real.name)]
-        for mtime, entry in sorted(born, key=lambda pair: pair[0]):
-            if since and mtime >= since and (file := self._free(entry.path)):
+        dated = [(entry.stat().st_mtime_ns, entry) for entry in entries if is_turn(entry.name, real.name)]
+        born = sorted(((mtime, entry) for mtime, entry in dated if since and mtime >= since), key=lambda pair: pair[0])
+        for _, entry in born if most is None or len(born) <= most else ():
+            if file := self._free(entry.path):
                 start, bare = self.already_read(file)
-                kept = max((still_true(file, tuple(marks)) for marks in (self._marks(), self.saved.marks)), key=len)
-                if not start and len(kept) > 1:
-                    start, bare = kept, self.bare  # une copie de ce que nous avons lu
+                start, bare = (start, bare) if start else self._copied_from(file, sure=bool(ours))
                 self._leave(OpenCsv(file, self.form, start, self.header, bare), now)
+
+    def _copied_from(self, file: BinaryIO, *, sure: bool) -> Known:
+        """Jusqu'où ``file`` est une copie de ce que nous avons lu ; ``sure`` : de tout, ou ce n'en est pas une."""
+        known = [(still_true(file, tuple(marks)), len(marks)) for marks in (self._marks(), self.saved.marks)]
+        kept = max((kept for kept, count in known if not sure or len(kept) == count), key=len, default=())
+        return (kept, self.bare) if len(kept) > 1 else ((), False)
 
     def _find_copy(self, marks: Sequence[Mark]) -> BinaryIO | None:
         """La copie que l'on a faite de notre fichier avant de le vider (logrotate, copytruncate)."""
@@ -511,10 +543,12 @@ class Follower:
         except FileNotFoundError:
             self._settling.waiting = False
             self._say(f"{self.path} n'est plus là : j'attends son retour.")
-            if now - self._grown_at > self.rotate_wait:
+            self._gone_at = self._gone_at or now
+            if now - max(self._gone_at, self._grown_at) > self.rotate_wait:
                 self._leave(current, now - self.rotate_wait)
                 self._current, self._retry_at = None, now + MISSING_SECONDS
             return
+        self._gone_at = None
         if identity_of(stat) == current.identity:
             self._settling.waiting = False
             waiting = current.pending or (not current.marks and stat.st_size)
@@ -530,7 +564,8 @@ class Follower:
         stat, renamed = os.fstat(new.fileno()), os.fstat(current.file.fileno()).st_nlink > 0
         if not self.others.available(identity_of(stat), self):
             return False
-        if len(current.marks) > 1 and current.continues_in(new, strictly=renamed):
+        turned = renamed and self._has_turned(current.inode)
+        if len(current.marks) > 1 and not turned and current.continues_in(new, strictly=renamed):
             log.info("%s a été remplacé, et commence comme avant : je continue.", self.path)
             self._drop(current)
             self._follow(OpenCsv(new, self.form, current.marks, current.header, current.bare))
@@ -577,6 +612,7 @@ class Follower:
             if copy := self._find_copy(marks):
                 log.info("%s a été copié, puis vidé : je lis d'abord la fin de la copie.", self.path)
                 self._left.append(Left(OpenCsv(copy, self.form, marks, header, bare), now))
+                self._find_missed(file, now, since=os.fstat(copy.fileno()).st_mtime_ns)  # copié et vidé plusieurs fois
             elif len(marks) > 1:
                 log.warning(
                     "%s a été vidé ou réécrit : ce qui a pu y être écrit après la ligne %d, et que je n'avais pas lu, "
@@ -591,7 +627,7 @@ class Follower:
         if before and before.file is not current.file and all(item.file is not before for item in self._left):
             before.file.close()
         self._current, self._checked, self.refused, self._said = current, Checked(), None, ""
-        self._settling.waiting = False
+        self._settling.waiting, self._gone_at = False, None
 
     def _say(self, sentence: str, level: int = logging.INFO) -> None:
         """Dit une chose, sans la répéter tant que rien d'autre n'est dit."""

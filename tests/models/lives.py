@@ -5,6 +5,8 @@ combien de fois elle doit être dans Kafka : une, et pour quelques-unes, que la 
 nombre entre deux bornes. ``python -m tests.models.lives 20000`` en vit vingt mille.
 """
 
+import csv
+import io
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from commun.exactly_once import Aborted, Recovered
 from exercice1.files import Files
+from exercice1.fingerprint import identity_of
 from exercice1.reading import Format
 from exercice1.sending import Sender
 from tests.models.histories import play
@@ -156,7 +159,7 @@ class Life:
         """Un processus neuf."""
         files = Files(self.names, Format(), open_files=self.dice.choice([64, 1, 0]))
         sender = Sender(files, Positions(self.kafka), "t", NoStop())  # type: ignore[arg-type]
-        sender.clock = lambda: self.now
+        sender.clock = self.clock
         files.stopwatch = self.slow
         return sender
 
@@ -164,6 +167,11 @@ class Life:
         """Une machine parfois chargée : une tournée y prend de rien à un vingtième de seconde."""
         self.worked += self.loaded and self.burden.choice([0.0, 0.0, 0.001, 0.01, 0.05])
         return self.worked
+
+    def clock(self) -> float:
+        """L'heure du lecteur ; sur une machine chargée, lire prend du temps : une transaction n'a pas tout."""
+        self.now += self.loaded and self.burden.choice([0.0] * 8 + [0.1, 0.6])
+        return self.now
 
     def scan(self) -> None:
         """Cherche les fichiers, et règle l'horloge murale de chacun."""
@@ -174,8 +182,9 @@ class Life:
     def look(self, seconds: float, *, fail: bool = False) -> None:
         """Le lecteur tourne pendant ``seconds`` secondes."""
         self.say("regarde", seconds, "en échec" * fail)
-        end = self.now + seconds
-        while self.now < end:
+        end, least = self.now + seconds, 8 * (seconds >= SEEN)
+        while self.now < end or least > 0:
+            least -= 1
             self.scan()
             for _ in range(3):
                 self.send(fail=fail)
@@ -264,7 +273,11 @@ class Life:
             self.path.rename(old)
             self.say("renommé", old.name)
             late = self.dice.random() < 0.3
-            if self.dice.random() < 0.8:
+            if self.header and self.dice.random() < 0.1:  # des lignes sans numéro unique : le nouveau commence pareil
+                text = old.read_bytes().decode()
+                self.again(text)
+                self._write(self.path, text + (self.row() if self.dice.random() < 0.5 else ""))
+            elif self.dice.random() < 0.8:
                 self._write(self.path, HEADER)
                 self.header = True
                 if self.dice.random() < 0.6:
@@ -274,6 +287,52 @@ class Life:
                     self.look(1.0)
                 self._write(old, self.row())
             self.unseen = self.dice.random() < 0.5  # plusieurs rotations sans que le lecteur ait rien vu, ou non
+
+    def again(self, text: str) -> None:
+        """Ces lignes sont écrites une fois de plus, et doivent arriver."""
+        for name, *_ in csv.reader(io.StringIO(text)):
+            if name in self.most:
+                self.least[name] += 1
+                self.most[name] += 1
+
+    def move_away(self) -> None:
+        """Rangé dans un autre dossier ; qui y écrivait a encore un instant pour finir, si le lecteur le tient."""
+        self.ready()
+        self.look(SEEN)
+        one = identity_of(self.path.stat())
+        held = any(one in follower.reading for follower in self.reader.files.followers.values())
+        (self.folder / "ailleurs").mkdir(exist_ok=True)
+        moved = self.folder / "ailleurs" / f"{self.writes}.csv"
+        self.path.rename(moved)
+        self.say("rangé", moved.name)
+        self.look(self.dice.choice([0.2, 1.0, 3.0]))
+        self._write(moved, self.row(must=held))
+        if self.dice.random() < 0.5:
+            self.look(SEEN)
+        self._write(self.path, HEADER + self.row())
+        self.header = True
+        self.look(SEEN)
+
+    def week_end(self) -> None:
+        """Le lecteur est arrêté ; chaque nuit, le fichier est copié, puis vidé."""
+        self.ready()
+        self.look(SEEN)
+        known = self.header and self.path.stat().st_size > len(HEADER)
+        self.kill()
+        for _ in range(self.dice.choice([1, 2, 3])):
+            self.now += 60.0
+            if self.dice.random() < 0.8:
+                self._write(self.path, self.row(must=known))
+            copy = self.shift()
+            shutil.copy(self.path, copy)
+            self.date(copy)
+            self.say("copié, vidé", copy.name)
+            self._write(self.path, HEADER, "w")
+        self.header = True
+        if self.dice.random() < 0.8:
+            self._write(self.path, self.row(must=known))
+        self.reader = self.new_reader()
+        self.look(SEEN)
 
     def copy_and_truncate(self) -> None:
         """Copié, puis vidé ; celui qui écrit remet un en-tête, ou non, ou continue où il en était (un trou)."""
@@ -302,6 +361,7 @@ class Life:
         if how == "hole":
             os.truncate(self.path, size)
         self._write(self.path, text)
+        self.unseen = True
 
     def edit(self) -> None:
         """Un éditeur ajoute une ligne, ou en change une, d'un coup ou sur place."""
@@ -412,6 +472,7 @@ class Life:
         """Des événements quelconques, puis le compte. Lève AssertionError."""
         events: list[tuple[Callable[[], None], int]] = [
             (self.write, 6), (self.rotate, 3), (self.copy_and_truncate, 2), (self.edit, 2), (self.delete, 1),
+            (self.move_away, 1), (self.week_end, 1),
             (self.odd_entry, 1), (self.read, 5), (self.abort, 2), (self.crash, 2),
         ]  # fmt: skip
         self.look(SEEN)
