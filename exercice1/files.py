@@ -156,7 +156,7 @@ class Files(Others):
     def full(self, unconfirmed: int, now: float) -> bool:
         """Vrai si trop de fichiers sont ouverts, faute d'avoir validé ce qui est lu de ``unconfirmed`` d'entre eux."""
         self.rest(now)
-        return len(self._open) > self.open_files and unconfirmed >= self.open_files // 2
+        return len(self._open) > self.open_files and unconfirmed > self.open_files // 2
 
     def rest(self, now: float) -> None:
         """S'il y a trop de fichiers ouverts, ferme ceux qui sont lus jusqu'au bout, les plus calmes d'abord."""
