@@ -167,7 +167,8 @@ class Follower:
 
     def rows_in(self, file: BinaryIO) -> Known:
         """Jusqu'où ``file`` est ce qui a été lu sous ce nom ; rien s'ils n'ont que l'en-tête en commun."""
-        if len(kept := still_true(file, tuple(self._marks()))) > 1:
+        kept = still_true(file, tuple(self._marks()))
+        if len(kept) > 1 and not self._has_turned(self.inode):  # renommé, et non copié : ce fichier commence comme lui
             return kept, self.bare
         for past in self.past:
             if past.mark.lines > 1 and matches(file, past.mark):
@@ -392,7 +393,7 @@ class Follower:
         other = self.saved.inode is not None and not same
         old = self._find_current() if other else None
         continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
-        if old and continued and self._has_turned(old.inode):  # le nouveau commence comme l'ancien, et n'est pas lui
+        if other and continued and self._has_turned(self.saved.inode):  # il commence comme l'ancien, et n'est pas lui
             continued = False
         if old and continued:  # un éditeur a gardé l'ancien à côté
             self._drop(old)
@@ -466,11 +467,12 @@ class Follower:
         """Les vrais chemins de ce nom, liens suivis : où il mène, et où il menait."""
         return list(dict.fromkeys(Path(path) for path in (os.path.realpath(self.path), self.saved.real) if path))
 
-    def _has_turned(self, inode: int) -> bool:
-        """Vrai si le fichier de ce numéro porte maintenant un nom que prend le nôtre en tournant."""
+    def _has_turned(self, inode: int | None) -> bool:
+        """Vrai si ce fichier porte maintenant un nom que prend le nôtre en tournant (de v.csv.1, v.csv.2)."""
         return any(
-            entry.inode() == inode and rotation.turned(entry.name, real.name)
+            entry.inode() == inode and rotation.turned(entry.name, base)
             for real in self._folders()
+            for base in (real.name, *rotation.origins(real.name))
             for entry in rotation.neighbours(real)
         )
 
@@ -516,13 +518,13 @@ class Follower:
         for _, entry in born if most is None or len(born) <= most else ():
             if file := self._free(entry.path):
                 start, bare = self.already_read(file)
-                start, bare = (start, bare) if start else self._copied_from(file, sure=bool(ours))
+                if not start and not ours:  # le nôtre a été vidé, ou effacé : celui-ci peut en être la copie
+                    start, bare = self._copied_from(file)
                 self._leave(OpenCsv(file, self.form, start, self.header, bare), now)
 
-    def _copied_from(self, file: BinaryIO, *, sure: bool) -> Known:
-        """Jusqu'où ``file`` est une copie de ce que nous avons lu ; ``sure`` : de tout, ou ce n'en est pas une."""
-        known = [(still_true(file, tuple(marks)), len(marks)) for marks in (self._marks(), self.saved.marks)]
-        kept = max((kept for kept, count in known if not sure or len(kept) == count), key=len, default=())
+    def _copied_from(self, file: BinaryIO) -> Known:
+        """Jusqu'où ``file`` est une copie de ce que nous avons lu."""
+        kept = max((still_true(file, tuple(marks)) for marks in (self._marks(), self.saved.marks)), key=len)
         return (kept, self.bare) if len(kept) > 1 else ((), False)
 
     def _find_copy(self, marks: Sequence[Mark]) -> BinaryIO | None:

@@ -150,6 +150,7 @@ class Life:
         self.half = ""
         self.unseen = True  # le contenu présent n'a pas encore été regardé
         self.header = True  # le fichier présent a son en-tête
+        self.copied = self.edited = False  # depuis la dernière rotation ; personne n'en change le style à chaque fois
         self._write(self.path, HEADER)
         self.reader = self.new_reader()
 
@@ -267,13 +268,15 @@ class Life:
         """Une rotation, ou plusieurs d'affilée ; l'ancien peut encore recevoir une ligne."""
         for _ in range(self.dice.choice([1, 1, 1, 2, 3])):
             self.ready()
-            if self.unseen:
+            alike = self.header and self.dice.random() < 0.1  # sans numéro unique : le nouveau commence comme l'ancien
+            if self.unseen or self.copied or (alike and self.edited):
                 self.look(SEEN)
+            self.copied = self.edited = False
             old = self.shift()
             self.path.rename(old)
             self.say("renommé", old.name)
             late = self.dice.random() < 0.3
-            if self.header and self.dice.random() < 0.1:  # des lignes sans numéro unique : le nouveau commence pareil
+            if alike:
                 text = old.read_bytes().decode()
                 self.again(text)
                 self._write(self.path, text + (self.row() if self.dice.random() < 0.5 else ""))
@@ -361,7 +364,7 @@ class Life:
         if how == "hole":
             os.truncate(self.path, size)
         self._write(self.path, text)
-        self.unseen = True
+        self.copied = True
 
     def edit(self) -> None:
         """Un éditeur ajoute une ligne, ou en change une, d'un coup ou sur place."""
@@ -389,6 +392,7 @@ class Life:
             lines[at] = _turned(lines[at]) if self.dice.random() < 0.5 else lines[at] + "modifiée"
             text = "\n".join(lines)
             self.least[lines[at].split(",")[0]] += 1
+        self.edited = True
         match self.dice.choice(["replace", "in place", "backup"]):
             case "replace":
                 new = self.path.with_name(".nouveau")
@@ -424,6 +428,7 @@ class Life:
             self.look(self.dice.choice([1.0, 7.0]))
         back = self.header and self.dice.random() < 0.5
         self._write(self.path, (text if back else HEADER) + self.row())
+        self.edited = True
         self.header = self.header if back else True
 
     def odd_entry(self) -> None:
