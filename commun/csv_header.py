@@ -99,7 +99,7 @@ def is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
-def _recognised(data: bytes, encoding: str) -> tuple[str, int]:
+def recognised(data: bytes, encoding: str) -> tuple[str, int]:
     """Encodage du fichier qui commence par ``data``, et octets de sa marque (BOM) : une marque l'emporte."""
     if data.startswith(codecs.BOM_UTF8):
         return "utf-8", len(codecs.BOM_UTF8)
@@ -132,7 +132,7 @@ def read_header(data: bytes, options: Options, *, final: bool = False) -> Header
     for magic, reason in _BINARY.items():
         if data.startswith(magic):
             raise HeaderError(reason)
-    encoding, start = _recognised(data, options.encoding)
+    encoding, start = recognised(data, options.encoding)
     if encoding.startswith("utf-16"):
         utf8 = utf8_of(data[start:], encoding)
         header = read_header(utf8, replace(options, encoding="utf-8"), final=final)

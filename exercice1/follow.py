@@ -254,7 +254,7 @@ class Follower:
             mine = current is item.file and saved.inode in (None, item.file.inode)
             start = item.file.start
             further = bool(start and marks) and start[-1].offset > marks[-1].offset  # un autre nom l'avait lu plus loin
-            if not marks or not (mine or (matches(item.file.file, marks[-1]) and not further)):
+            if not marks or further or not (mine or matches(item.file.file, marks[-1])):
                 marks, bare = start, item.file.bare and bool(start)  # pas encore lu quand ``saved`` l'était
             if mine:
                 self._follow(item.file.again(marks, bare=bare))
@@ -393,8 +393,8 @@ class Follower:
         other = self.saved.inode is not None and not same
         old = self._find_current() if other else None
         continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
-        if other and continued and self._has_turned(self.saved.inode):  # il commence comme l'ancien, et n'est pas lui
-            continued = False
+        turned = other and self._has_turned(self.saved.inode)
+        continued = continued and not turned  # tourné, l'ancien est là : celui-ci peut commencer comme lui
         if old and continued:  # un éditeur a gardé l'ancien à côté
             self._drop(old)
         elif old:
@@ -415,7 +415,8 @@ class Follower:
             if other:
                 self._find_missed(file, now)
             if (marks or other) and not known:
-                self._restart(file, () if self._has_left() else marks, "a changé pendant que je ne le lisais pas", now)
+                before = () if turned or self._has_left() else marks
+                self._restart(file, before, "a changé pendant que je ne le lisais pas", now)
                 return True
             marks = known
         self._grown_at = now
@@ -512,11 +513,23 @@ class Follower:
         entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
         ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
         by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
-        is_turn = rotation.turned if by_stem else rotation.appended
-        dated = [(entry.stat().st_mtime_ns, entry) for entry in entries if is_turn(entry.name, real.name)]
-        born = sorted(((mtime, entry) for mtime, entry in dated if since and mtime >= since), key=lambda pair: pair[0])
-        for _, entry in born if most is None or len(born) <= most else ():
+        style = rotation.styles(ours, real.name)
+        born = [
+            entry
+            for entry in entries
+            if (rotation.styles(entry.name, real.name) & style if by_stem else rotation.appended(entry.name, real.name))
+            and since and entry.stat().st_mtime_ns >= since
+        ]  # fmt: skip
+        one_style = len({frozenset(rotation.styles(entry.name, real.name)) for entry in born}) == 1
+        # Leurs noms disent leur ordre ; leurs dates aussi, tant que personne n'y écrit plus.
+        born.sort(key=lambda entry: (0 if one_style else entry.stat().st_mtime_ns, rotation.age(entry.name)))
+        replaced = not ours and self.inode != os.fstat(new.fileno()).st_ino  # d'un coup (mv) : l'ancien n'est plus là
+        for entry in born if most is None or len(born) <= most else ():
             if file := self._free(entry.path):
+                if replaced and _same_bytes(file, new, 0, os.fstat(file.fileno()).st_size):  # l'archive de ``new``
+                    file.close()
+                    continue
+                log.info("%s est né pendant que je lisais %s : je le lis d'abord.", entry.path, self.path)
                 start, bare = self.already_read(file)
                 if not start and not ours:  # le nôtre a été vidé, ou effacé : celui-ci peut en être la copie
                     start, bare = self._copied_from(file)

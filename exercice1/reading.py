@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from commun.csv_header import Header, HeaderError, Options, read_header
+from commun.csv_header import Header, HeaderError, Options, read_header, recognised
 from commun.csv_rows import Chunk, Parser, Place, open_parser
 from commun.systems import open_shared
 from exercice1.fingerprint import WINDOW_BYTES, Identity, Mark, digest, identity_of, matches, read_at, windows
@@ -196,7 +196,8 @@ class OpenCsv:
         first = read_header(data, replace(self.form.options, delimiter=before.delimiter), final=True)
         if wanted == "row" or (wanted == "auto" and first is not None and _is_a_row(first.cells, before.names)):
             self.bare = True
-            return _borrowed(before, header.encoding)
+            _, mark = recognised(data, self.form.options.encoding)
+            return _borrowed(before, header.encoding)._replace(size=mark)
         return header
 
     def _remember(self, chunk: Rows) -> None:

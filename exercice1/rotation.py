@@ -20,13 +20,29 @@ def is_backup(name: str) -> bool:
     return name.endswith(("~", ".swp", ".bak")) or name.startswith((".#", "#"))
 
 
-def origins(name: str) -> set[str]:
-    """Les noms dont ``name`` peut être ce qu'ils deviennent en tournant."""
-    found = {name.removesuffix(".old")} if name.endswith(".old") else set()
+def _turns(name: str) -> Iterator[tuple[str, str]]:
+    """Ce que ``name`` peut être devenu en tournant : le nom d'avant, et ce qui lui a été ajouté."""
+    if name.endswith(".old"):
+        yield name.removesuffix(".old"), ".old"
     for start in _START.finditer(name):
         if turn := _TURN.fullmatch(name, start.start()):
-            found.add(name[: start.start()] + (turn[1] or ""))
-    return found - {"", name}
+            yield name[: start.start()] + (turn[1] or ""), turn[0].removesuffix(turn[1] or "")
+
+
+def origins(name: str) -> set[str]:
+    """Les noms dont ``name`` peut être ce qu'ils deviennent en tournant."""
+    return {origin for origin, _ in _turns(name)} - {"", name}
+
+
+def styles(name: str, base: str) -> set[str]:
+    """Comment ``base`` est devenu ``name`` : la même chose pour v.csv.1 et v.csv.12, une autre pour v.csv-20261127."""
+    added = (added for origin, added in _turns(name) if origin == base)
+    return {re.sub(r"\d+", "1", re.sub(r"\d{4,}", lambda digits: "0" * len(digits[0]), text)) for text in added}
+
+
+def age(name: str) -> tuple[int, ...]:
+    """De deux rotations, la plus ancienne d'abord : v.csv.2 avant v.csv.1, v.csv-20261126 avant v.csv-20261127."""
+    return tuple(int(text) if len(text) > 3 else -int(text) for text in re.findall(r"\d+", name))
 
 
 def turned(name: str, base: str) -> bool:

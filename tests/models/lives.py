@@ -16,9 +16,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from commun.exactly_once import Aborted, Recovered
+from exercice1 import reading
 from exercice1.files import Files
 from exercice1.fingerprint import identity_of
 from exercice1.reading import Format
@@ -141,11 +143,14 @@ class Life:
             (self.folder / "vrai").mkdir()
             self.names, self.path = [str(self.path)], self.folder / "vrai" / "f.csv"
             (self.folder / "f.csv").symlink_to(self.path)
+        self.styles = self.dice.choice([["numbered"], ["dated"], ["numbered", "dated"]])
         self.pattern = self.names[0].endswith("*")
         self.kafka = Kafka()
         self.number = self.turn = self.writes = 0
         self.least: Counter[str] = Counter()  # combien de fois chaque ligne doit être dans Kafka, au moins…
         self.most: Counter[str] = Counter()  # … et au plus
+        self.texts: dict[str, str] = {}  # ce que dit chaque ligne
+        self.late: set[str] = set()  # celles qui ont pu être écrites après une autre qui est plus loin
         self.final: list[str] = []  # des lignes qui doivent être lues telles quelles, quel qu'en soit le nombre
         self.half = ""
         self.unseen = True  # le contenu présent n'a pas encore été regardé
@@ -158,6 +163,7 @@ class Life:
 
     def new_reader(self) -> Sender:
         """Un processus neuf."""
+        reading.CHUNK_BYTES = self.burden.choice([262_144, 300, 64])
         files = Files(self.names, Format(), open_files=self.dice.choice([64, 1, 0]))
         sender = Sender(files, Positions(self.kafka), "t", NoStop())  # type: ignore[arg-type]
         sender.clock = self.clock
@@ -226,10 +232,19 @@ class Life:
         self.number += 1
         name = f"{self.number}"
         self.least[name], self.most[name] = int(must), 1
-        kind = self.dice.random()
-        if kind < 0.2:
+        if not must:
+            self.late.add(name)
+        if self.dice.random() < 0.2:
+            self.texts[name] = f'deux\nlignes "{name}"'
             return f'{name},"deux\nlignes ""{name}"""\n'
-        return f"{name},{'é' * self.dice.randrange(1, 60)}\n"
+        self.texts[name] = "é" * self.dice.randrange(1, 60)
+        return f"{name},{self.texts[name]}\n"
+
+    def late_row(self) -> str:
+        """Une ligne d'un fichier que son nom ne désigne plus : d'autres, écrites après, peuvent être déjà lues."""
+        row = self.row()
+        self.late.add(str(self.number))
+        return row
 
     def finish(self) -> None:
         """Finit la ligne inachevée."""
@@ -254,8 +269,7 @@ class Life:
 
     def shift(self) -> Path:
         """Le nom que prend le fichier en tournant ; les anciens se décalent."""
-        style = self.dice.choice(["numbered", "dated"])
-        if style == "dated":
+        if self.dice.choice(self.styles) == "dated":
             self.turn += 1
             return self.path.with_name(f"f.csv-202611{10 + self.turn}")
         for number in range(8, 0, -1):
@@ -265,18 +279,21 @@ class Life:
         return self.path.with_name("f.csv.1")
 
     def rotate(self) -> None:
-        """Une rotation, ou plusieurs d'affilée ; l'ancien peut encore recevoir une ligne."""
+        """Une rotation, ou plusieurs d'affilée ; l'ancien peut encore recevoir une ligne, ou la fin de la sienne."""
         for _ in range(self.dice.choice([1, 1, 1, 2, 3])):
+            half = ""
+            if self.path.exists() and self.dice.random() < 0.3:
+                half, self.half = self.half, ""
             self.ready()
             alike = self.header and self.dice.random() < 0.1  # sans numéro unique : le nouveau commence comme l'ancien
             if self.unseen or self.copied or (alike and self.edited):
                 self.look(SEEN)
-            self.copied = self.edited = False
+                self.copied = self.edited = False
             old = self.shift()
             self.path.rename(old)
             self.say("renommé", old.name)
-            late = self.dice.random() < 0.3
-            if alike:
+            late = bool(half) or self.dice.random() < 0.3
+            if alike and not half:
                 text = old.read_bytes().decode()
                 self.again(text)
                 self._write(self.path, text + (self.row() if self.dice.random() < 0.5 else ""))
@@ -288,7 +305,7 @@ class Life:
             if late:
                 if self.dice.random() < 0.5:
                     self.look(1.0)
-                self._write(old, self.row())
+                self._write(old, half + self.late_row())
             self.unseen = self.dice.random() < 0.5  # plusieurs rotations sans que le lecteur ait rien vu, ou non
 
     def again(self, text: str) -> None:
@@ -310,6 +327,7 @@ class Life:
         self.say("rangé", moved.name)
         self.look(self.dice.choice([0.2, 1.0, 3.0]))
         self._write(moved, self.row(must=held))
+        self.late.add(str(self.number))
         if self.dice.random() < 0.5:
             self.look(SEEN)
         self._write(self.path, HEADER + self.row())
@@ -506,6 +524,14 @@ class Life:
         unseen = [line for line in self.final if line not in texts]
         assert not unseen, f"jamais lues : {unseen}"
         assert not self.kafka.letters, f"lettres mortes : {self.kafka.letters}"
+        once = [row for row in self.kafka.rows if self.most[row["id"]] == 1]
+        wrong = [row for row in once if row["texte"] != self.texts[row["id"]]]
+        assert not wrong, f"autres que ce qui était écrit : {wrong}"
+        numbers = [int(row["id"]) for row in once if row["id"] not in self.late]
+        if not self.pattern and self.names[0] != str(self.folder) and len(self.styles) == 1:
+            assert numbers == sorted(numbers), (
+                f"dans le désordre : {[pair for pair in pairwise(numbers) if pair[0] > pair[1]]}"
+            )
 
 
 def _turned(line: str) -> str:
