@@ -167,8 +167,9 @@ class Follower:
 
     def rows_in(self, file: BinaryIO) -> Known:
         """Jusqu'où ``file`` est ce qui a été lu sous ce nom ; rien s'ils n'ont que l'en-tête en commun."""
-        kept = still_true(file, tuple(self._marks()))
-        if len(kept) > 1 and not self._has_turned(self.inode):  # renommé, et non copié : ce fichier commence comme lui
+        if self._has_turned(self.inode):  # renommé, et non copié : ce fichier-ci ne fait que commencer comme lui
+            return (), False
+        if len(kept := still_true(file, tuple(self._marks()))) > 1:
             return kept, self.bare
         for past in self.past:
             if past.mark.lines > 1 and matches(file, past.mark):
@@ -526,7 +527,7 @@ class Follower:
         replaced = not ours and self.inode != os.fstat(new.fileno()).st_ino  # d'un coup (mv) : l'ancien n'est plus là
         for entry in born if most is None or len(born) <= most else ():
             if file := self._free(entry.path):
-                if replaced and _same_bytes(file, new, 0, os.fstat(file.fileno()).st_size):  # l'archive de ``new``
+                if replaced and _archive_of(new, file):
                     file.close()
                     continue
                 log.info("%s est né pendant que je lisais %s : je le lis d'abord.", entry.path, self.path)
@@ -663,6 +664,13 @@ def known_in(saved: Saved, inode: int) -> Iterator[Known]:
 def _storable(path: str) -> str:
     """Un chemin que JSON sait porter ; vide sinon (un nom qui n'est pas en UTF-8)."""
     return path if os.fsencode(path).decode("utf-8", "ignore") == path else ""
+
+
+def _archive_of(new: BinaryIO, file: BinaryIO) -> bool:
+    """Vrai si ``file`` est le début de ``new``, et a plus d'une ligne."""
+    file.seek(0)
+    file.readline()
+    return bool(file.read(1)) and _same_bytes(file, new, 0, os.fstat(file.fileno()).st_size)
 
 
 def _same_bytes(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:
