@@ -521,11 +521,8 @@ class Follower:
             if (rotation.styles(entry.name, real.name) & style if by_stem else rotation.appended(entry.name, real.name))
             and since and entry.stat().st_mtime_ns >= since
         ]  # fmt: skip
-        one_style = len({frozenset(rotation.styles(entry.name, real.name)) for entry in born}) == 1
-        # Leurs noms disent leur ordre ; leurs dates aussi, tant que personne n'y écrit plus.
-        born.sort(key=lambda entry: (0 if one_style else entry.stat().st_mtime_ns, rotation.age(entry.name)))
         replaced = not ours and self.inode != os.fstat(new.fileno()).st_ino  # d'un coup (mv) : l'ancien n'est plus là
-        for entry in born if most is None or len(born) <= most else ():
+        for entry in rotation.in_order(born, ours, real.name) if most is None or len(born) <= most else ():
             if file := self._free(entry.path):
                 if replaced and _archive_of(new, file):
                     file.close()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".Z", ".7z")
@@ -40,9 +40,21 @@ def styles(name: str, base: str) -> set[str]:
     return {re.sub(r"\d+", "1", re.sub(r"\d{4,}", lambda digits: "0" * len(digits[0]), text)) for text in added}
 
 
-def age(name: str) -> tuple[int, ...]:
-    """De deux rotations, la plus ancienne d'abord : v.csv.2 avant v.csv.1, v.csv-20261126 avant v.csv-20261127."""
-    return tuple(int(text) if len(text) > 3 else -int(text) for text in re.findall(r"\d+", name))
+def in_order(entries: Iterable[os.DirEntry[str]], oldest: str, base: str) -> list[os.DirEntry[str]]:
+    """Des rotations de ``base``, la plus ancienne d'abord ; ``oldest`` : le nom de celle d'avant elles, ou vide.
+
+    Leurs noms disent leur ordre, que le numéro monte ou descende à partir de celui-là ; leurs dates, quand on y écrit
+    encore, en disent un autre.
+    """
+    found = list(entries)
+    after = {_numbers(entry.name) > _numbers(oldest) for entry in found}
+    if oldest and len(after) == 1 and all(styles(entry.name, base) == styles(oldest, base) for entry in found):
+        return sorted(found, key=lambda entry: _numbers(entry.name), reverse=not after.pop())
+    return sorted(found, key=lambda entry: entry.stat().st_mtime_ns)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(text) for text in re.findall(r"\d+", name)]
 
 
 def turned(name: str, base: str) -> bool:

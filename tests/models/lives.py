@@ -504,7 +504,10 @@ class Life:
             self.say("---", event.__name__)
             event()
         self.ready()
-        self.look(20.0)
+        known = -1
+        while known < len(self.kafka.rows):  # jusqu'à ce que plus rien ne vienne
+            known = len(self.kafka.rows)
+            self.look(20.0)
         self.reader.close()
         self.count()
 

@@ -746,3 +746,181 @@ def test_a_file_that_never_rests_is_read_anyway(tmp_path: Path) -> None:
         path.write_text(HEADER + rows(*range(2, number)) + "x" * number, encoding="utf-8")
         reader.look(0.2)
     assert "2" in ids(reader)
+
+
+# --- Ce que des lecteurs de ce code ont trouvé ---
+
+
+def test_copied_and_emptied_twice_while_stopped(path: Path) -> None:
+    """Deux nuits de copytruncate pendant un arrêt : la copie du milieu est lue aussi, dans l'ordre."""
+    reader = Reader(path)
+    reader.look()
+    append(path, rows(2))
+    for number in (3, 4):
+        shift_copy(path)
+        path.write_text(HEADER + rows(number, number + 10), encoding="utf-8")
+    reader.start()
+    reader.look()
+    assert ids(reader) == ["1", "2", "3", "13", "4", "14"]
+
+
+def shift_copy(path: Path) -> None:
+    """Rotation numérotée, par copie."""
+    if (old := path.with_name("v.csv.1")).exists():
+        old.rename(path.with_name("v.csv.2"))
+    shutil.copy(path, path.with_name("v.csv.1"))
+
+
+def test_a_quiet_file_moved_away_can_be_finished(path: Path) -> None:
+    """Calme depuis longtemps, rangé dans un autre dossier : une ligne écrite juste après est lue."""
+    reader = Reader(path)
+    reader.look(20)
+    (path.parent / "ailleurs").mkdir()
+    moved = path.rename(path.parent / "ailleurs" / "v.csv")
+    reader.look(2)
+    append(moved, rows(2))
+    path.write_text(HEADER + rows(3), encoding="utf-8")
+    reader.look()
+    assert ids(reader) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["en marche", "arrêté"])
+def test_a_new_file_that_begins_like_the_old_one(path: Path, stopped: bool) -> None:
+    """Des lignes sans identifiant : après une rotation, le nouveau commence comme l'ancien, et n'est pas lui."""
+    reader = Reader(path)
+    reader.look()
+    if stopped:
+        append(path, rows(7))
+    path.rename(path.with_name("v.csv.1"))
+    path.write_text(HEADER + rows(1, 2), encoding="utf-8")
+    if stopped:
+        reader.start()
+    reader.look()
+    assert ids(reader) == ["1", *(["7"] if stopped else []), "1", "2"]
+
+
+def test_another_file_under_the_number_of_a_deleted_one(path: Path) -> None:
+    """Un fichier que l'on ne suit pas a l'inode d'un autre, dont on n'avait lu que l'en-tête : rien ne part."""
+    path.write_text(HEADER, encoding="utf-8")
+    reader = Reader(path)
+    reader.look()
+    reader.sender.files.close()
+    append(path.rename(path.with_name("lyon.csv")), rows(9))
+    reader.start()
+    reader.look()
+    assert ids(reader) == []
+
+
+def test_once_reads_the_missed_files_before_an_empty_one(path: Path) -> None:
+    """Deux rotations pendant un arrêt, le nouveau fichier encore vide : --once envoie ce qui est là."""
+    reader = Reader(path)
+    reader.look()
+    append(path, rows(2))
+    for number in (3, None):
+        shift(path)
+        path.write_text(HEADER + rows(number) if number else "", encoding="utf-8")
+    reader.start(once=True)
+    reader.sender.scan(anew=False)
+    while reader.sender.send(final=True):
+        reader.now += 0.1
+    assert ids(reader) == ["1", "2", "3"]
+
+
+def test_killed_while_reading_missed_files(path: Path) -> None:
+    """Trois rotations manquées, de gros fichiers : tué après le premier, relancé, il n'oublie pas les autres."""
+    reader = Reader(path)
+    reader.look()
+    for number in (2, 3, 4):
+        shift(path)
+        path.write_text(HEADER + rows(*range(number * 10_000, number * 10_000 + 9999)), encoding="utf-8")
+    reader.start()
+    reader.sender.scan(anew=False)
+    while len(reader.kafka.rows) < 5_000:
+        reader.sender.clock = itertools.count(reader.now, 1.0).__next__  # une transaction n'a le temps que d'un morceau
+        reader.sender.send()
+        reader.now += 0.2
+    assert len(reader.kafka.rows) < 20_000
+    reader.start()
+    reader.look()
+    assert sorted(map(int, ids(reader))) == [1, *(n * 10_000 + i for n in (2, 3, 4) for i in range(9999))]
+
+
+def test_an_archive_of_the_file_that_replaces_it(path: Path) -> None:
+    """Remplacé d'un coup (mv), avec une copie datée à côté : chaque ligne part une fois."""
+    reader = Reader(path)
+    reader.look()
+    new = path.with_name("nouveau")
+    new.write_text(HEADER + rows(11, 12, 13), encoding="utf-8")
+    shutil.copy(new, path.with_name("v.csv-20261202"))
+    new.rename(path)
+    reader.look()
+    assert ids(reader) == ["1", "11", "12", "13"]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["en marche", "arrêté"])
+def test_a_neighbour_is_not_a_rotation(tmp_path: Path, stopped: bool) -> None:
+    """capteur.csv devient capteur-20261201.csv : capteur_2.csv, qui grandit à côté, n'en est pas une autre rotation."""
+    path, neighbour = tmp_path / "capteur.csv", tmp_path / "capteur_2.csv"
+    path.write_text(HEADER + rows(1), encoding="utf-8")
+    neighbour.write_text(HEADER + rows(100), encoding="utf-8")
+    reader = Reader(path)
+    reader.look()
+    append(neighbour, rows(101))
+    os.utime(neighbour, ns=(time.time_ns() + 10**9,) * 2)
+    path.rename(tmp_path / "capteur-20261201.csv")
+    path.write_text(HEADER + rows(2), encoding="utf-8")
+    if stopped:
+        reader.start()
+    reader.look()
+    assert ids(reader) == ["1", "2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mark_before_rows_without_a_header(path: Path, encoding: str) -> None:
+    """Vidé, récrit sans en-tête mais avec une marque (BOM) : elle n'est pas dans la première valeur."""
+    path.write_text(HEADER + rows(1), encoding=encoding)
+    reader = Reader(path)
+    reader.look()
+    path.rename(path.with_name("v.csv.1"))
+    path.write_text(rows(2, 3), encoding=encoding)
+    reader.look()
+    assert ids(reader) == ["1", "2", "3"]
+
+
+def test_an_abort_after_another_name_has_read_further(path: Path) -> None:
+    """Presque rien n'est tenu ouvert ; la fin d'un renommé, lue sous l'ancien nom, ne repart pas du nouveau."""
+    path.write_text(HEADER, encoding="utf-8")
+    reader = Reader(f"{path}*")
+    reader.sender.files.open_files = 0
+    reader.look(4)
+    path.rename(path.with_name("v.csv.1"))
+    path.write_text(HEADER, encoding="utf-8")
+    reader.look(1)
+    append(path.with_name("v.csv.1"), rows(12))
+    failed = False
+    commit = reader.sender.positions.producer.commit
+
+    def refused() -> None:
+        nonlocal failed
+        producer = reader.sender.positions.producer
+        producer.fail = not failed and any(key.endswith(b"v.csv.1") for key in producer.positions)  # type: ignore[attr-defined]
+        failed = failed or producer.fail  # type: ignore[attr-defined]
+        commit()
+
+    reader.sender.positions.producer.commit = refused  # type: ignore[method-assign]
+    reader.look(20)
+    assert failed
+    assert ids(reader) == ["12"]
+
+
+def test_the_last_line_of_a_renamed_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Renommé, il finit sans fin de ligne : après --rotate-wait, cette ligne est prise pour finie, et c'est dit."""
+    caplog.set_level("INFO")
+    append(path, "2,Bre")
+    reader = Reader(path)
+    reader.look(2)
+    path.rename(path.with_name("v.csv.1"))
+    path.write_text(HEADER + rows(3), encoding="utf-8")
+    reader.look(20)
+    assert [row["ville"] for row in reader.kafka.rows] == ["ville 1", "Bre", "ville 3"]
+    assert "elle est prise pour finie" in caplog.text
