@@ -34,12 +34,12 @@ from commun.exactly_once import Aborted
 from commun.group_positions import SHORT_SECONDS, GroupPositions, joined
 from commun.kafka import Config, connect, place, readable
 from commun.outputs import Outputs, answer_with
+from commun.topics import IDENTITY_SECONDS
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 Place = tuple[int, str]  # offset du prochain message à traiter, métadonnées du script
-IDENTITY_SECONDS = 5.0  # même sans rien à valider, le topic est-il toujours le même ?
 CREATED_SECONDS = 5.0  # un topic à peine créé n'est pas encore connu de tous les brokers
 
 

@@ -1,14 +1,21 @@
-"""Lire un topic jusqu'à sa fin, et ses bornes."""
+"""Lire un topic jusqu'à sa fin ; ses bornes ; son identité."""
 
+import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
 from commun.kafka import Config, admin_config, connect, refusal
 
+log = logging.getLogger("pipeline")
+
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
+IDENTITY_SECONDS = 5.0  # même sans rien à valider, le topic est-il toujours le même ?
+NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # seize octets nuls
 _READER = {
     "group.id": "read-topic",  # exigé par le client ; rien n'y est validé
     "enable.auto.commit": False,
@@ -71,3 +78,55 @@ def bounds(config: Config, partition: TopicPartition, stop: Stop | None) -> tupl
                     raise Stopped from None
     finally:
         consumer.close()
+
+
+# --- L'identité d'un topic : Kafka en donne une autre à celui qui est effacé, puis recréé sous le même nom ---
+
+
+def identity(admin: AdminClient, topic: str) -> str | None:
+    """None s'il n'existe pas ; vide si le cluster, trop ancien, n'en donne pas. Lève KafkaException."""
+    try:
+        (future,) = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_SECONDS).values()
+        found = str(future.result().topic_id or "")
+        return "" if found == NO_ID else found
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+
+
+class Recreated(Exception):
+    """Le topic n'est plus celui que ce client a connu : il en faut un neuf, qui lit depuis le début."""
+
+
+class SameTopic:
+    """Veille à ce que le topic lu soit toujours le même ; à garder d'un client à l'autre.
+
+    Une position dans le topic d'avant sauterait le début du nouveau. Et le client d'avant croirait périmé ce que Kafka
+    dit des nouveaux chefs de partition (librdkafka, anomalie 4898, ouverte) : il ne lirait plus rien.
+    """
+
+    def __init__(self, config: Config, topic: str) -> None:
+        self._admin: AdminClient = connect(AdminClient, admin_config(config))
+        self._topic, self._known, self._asked_at = topic, set[str](), 0.0
+        self.check()
+
+    def check(self, every: float = 0.0) -> None:
+        """Lève Recreated si ce n'est plus lui ; le demande toutes les ``every`` secondes. Kafka muet : rien.
+
+        Avant de valider une position : ce qui est déjà lu vient alors sûrement du topic d'avant.
+        """
+        if time.monotonic() - self._asked_at < every:
+            return
+        try:
+            current = identity(self._admin, self._topic)
+        except KafkaException as error:
+            log.debug("Kafka ne dit pas si %s est toujours le même : %s", self._topic, error)
+            return
+        finally:
+            self._asked_at = time.monotonic()
+        if current and current not in self._known:  # un broker en retard peut décrire encore celui d'avant
+            self._known.add(current)
+            if len(self._known) > 1:
+                log.warning("Le topic %s a été recréé : je le lis depuis son début.", self._topic)
+                raise Recreated

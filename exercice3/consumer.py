@@ -46,6 +46,7 @@ from commun.kafka import (
     send,
 )
 from commun.metrics import Durations, Measures, metrics_option, serve_metrics
+from commun.topics import IDENTITY_SECONDS, Recreated, SameTopic
 from exercice3.arrivages import Outcome, write
 from exercice3.collection import Document, account_error, explain, key, open_client, open_database, prepare
 from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
@@ -227,6 +228,7 @@ class Sink:
     database: Database[Document]
     producer: Producer
     dead_letter_topic: str
+    source: SameTopic
     counts: Counts
     batches: Durations = field(default_factory=Durations)
     lag: Lag = field(default_factory=Lag)
@@ -249,6 +251,7 @@ def _process(consumer: Consumer, sink: Sink, messages: list[Message], stop: Stop
         rejected += [(message, reason) for id, reason in outcome.refused.items() for message in batch[id][1]]
     if not bury(sink.producer, sink.dead_letter_topic, rejected, stop):
         return False
+    sink.source.check()
     commit(consumer, messages, stop)
     sink.counts.read += len(messages)
     sink.counts.written += written
@@ -293,6 +296,7 @@ def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - counts.read)
         messages = read_batch(consumer, room)
         sink.lag.after(consumer, messages)
+        sink.source.check(IDENTITY_SECONDS)
         if messages and not process(consumer, sink, messages, stop):
             log.warning("Arrêt : %d messages non traités seront relus au prochain démarrage.", len(messages))
             break
@@ -303,6 +307,19 @@ def consume(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop
         if messages and time.monotonic() - reported > REPORT_SECONDS:
             log.info("%s", counts)
             reported = time.monotonic()
+
+
+def join(consumer: Consumer, sink: Sink, args: argparse.Namespace, stop: Stop) -> bool:
+    """Un membre du groupe, de son entrée à sa sortie ; vrai si le topic, recréé, est à relire par un client neuf."""
+    assigned = Assigned(args.from_beginning)
+    try:
+        consumer.subscribe([args.topic], on_assign=assigned, on_revoke=sink.lag.forget, on_lost=sink.lag.forget)
+        consume(consumer, sink, args, stop, assigned)
+    except Recreated:
+        return True
+    finally:
+        wait_for(consumer.close, stop)  # quitte le groupe tout de suite : un autre membre prend la suite
+    return False
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -340,16 +357,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_client() as client:
         database = open_database(client)
         prepare(database)
-        consumer, producer = connect(Consumer, config), connect(Producer, producer_config)
-        sink = Sink(database, producer, args.topic + "-dlq", Counts())
+        producer = connect(Producer, producer_config)
+        sink = Sink(database, producer, args.topic + "-dlq", SameTopic(config, args.topic), Counts())
         log.info("Lecture de %s (groupe %s), écriture dans MongoDB (%s).", args.topic, args.group, database.name)
-        try:
-            serve_metrics(args.metrics_port, lambda: Measures(sink.counts.read, sink.lag.left, batches=sink.batches))
-            assigned = Assigned(args.from_beginning)
-            consumer.subscribe([args.topic], on_assign=assigned, on_revoke=sink.lag.forget, on_lost=sink.lag.forget)
-            consume(consumer, sink, args, stop, assigned)
-        finally:
-            wait_for(consumer.close, stop)  # quitte le groupe tout de suite : un autre membre prend la suite
+        serve_metrics(args.metrics_port, lambda: Measures(sink.counts.read, sink.lag.left, batches=sink.batches))
+        while join(connect(Consumer, config), sink, args, stop):
+            args.from_beginning = True
     log.info("Terminé : %s.", sink.counts)
     return 0
 
