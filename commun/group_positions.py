@@ -28,8 +28,8 @@ from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, connect, refusal
-from commun.topics import CALL_SECONDS, bounds, identity, read_topic
+from commun.kafka import Config, refusal
+from commun.topics import CALL_SECONDS, Identity, bounds, read_topic
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
@@ -52,13 +52,14 @@ class GroupPositions:
     def __init__(self, topic: str, config: Config, consumer: Consumer, stop: Stop) -> None:
         self.topic, self.group, self.consumer, self.stop = topic, str(config["group.id"]), consumer, stop
         self._config = config
-        self._admin: AdminClient = connect(AdminClient, admin_config(config))
+        self._identity = Identity(config, topic)
+        self._admin = self._identity.admin
 
     def topic_id(self, seconds: float = 0.0) -> str:
         """Identité du topic ; vide s'il n'existe pas, même au bout de ``seconds``, ou si le cluster n'en donne pas."""
         deadline = time.monotonic() + seconds
         while True:
-            found = self._ask(lambda: identity(self._admin, self.topic))
+            found = self._ask(self._identity)
             if found is not None or time.monotonic() >= deadline or self.stop.wait(SHORT_SECONDS):
                 return found or ""
 
