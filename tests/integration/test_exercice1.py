@@ -279,9 +279,10 @@ def test_the_topic_is_recreated_under_the_console(filled: CsvLab) -> None:
     ensure_topics(client_config({}), NewTopic(filled.topic, PARTITIONS, 3))
     producer = Producer({"bootstrap.servers": bootstrap_servers()})
     for number in range(40):
-        producer.produce(filled.topic, b"[%d]" % number, partition=partition)
+        producer.produce(filled.topic, b'{"n":%d}' % number, partition=partition)
     assert producer.flush(30) == 0
-    wait_until(lambda: {f"[{n}]" for n in range(40)} <= {*"".join(consumer.out).split()}, 60, lambda: consumer.text)
+    wanted = {f'{{"n":{number}}}' for number in range(40)}
+    wait_until(lambda: wanted <= {*"".join(consumer.out).split()}, 60, lambda: consumer.text)
     assert "a été recréé" in consumer.text
     assert consumer.stop(signal.SIGINT) == 0
 
