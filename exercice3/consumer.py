@@ -8,7 +8,8 @@
 Garantit : chaque vente est une fois dans MongoDB, quoi qu'il arrive à ce script, à Kafka
 ou à MongoDB, et quel que soit le nombre de consommateurs : la vente est écrite et
 journalisée avant que sa position soit validée, et son identifiant est la clé unique _id.
-Une correction est un document de plus : rien n'est jamais récrit.
+Une correction est un document de plus : rien n'est jamais récrit. Un topic effacé puis
+recréé est relu depuis son début.
 Ce qui n'est pas une vente va dans ventes-stream-dlq, avec la raison et l'origine.
 Ne garantit pas : qu'une lettre morte n'y est qu'une fois après une coupure ; ses en-têtes
 dlq.partition et dlq.offset la reconnaissent.
