@@ -99,7 +99,7 @@ class Merging(Listener):
     def _know(self, source: bytes | str | None) -> None:
         """D'où viennent les transactions à relire ; de ce topic-là recréé, un client d'avant ne lirait rien."""
         topic_id = source.decode() if isinstance(source, bytes) else source
-        if self._source is None or topic_id != self._source:
+        if self._source is None or topic_id not in (None, self._source):
             self._side.close()
             self._side = connect(Consumer, self._config)
             self._positions = GroupPositions(self.args.topic, self._config, self._side, self.stop)
