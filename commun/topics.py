@@ -16,6 +16,7 @@ log = logging.getLogger("pipeline")
 
 CALL_SECONDS = 1.0  # attente d'une réponse de Kafka avant de regarder si l'arrêt est demandé
 IDENTITY_SECONDS = 5.0  # même sans rien à valider, le topic est-il toujours le même ?
+MISSED_SECONDS = 15.0  # l'identité du topic n'a pas eu de réponse : la redemander sans savoir si Kafka est revenu
 NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # seize octets nuls
 _READER = {
     "group.id": "read-topic",  # exigé par le client ; rien n'y est validé
@@ -96,13 +97,12 @@ def identity(admin: AdminClient, topic: str) -> str | None:
         raise
 
 
-def controller_answers(admin: AdminClient, topic: str) -> bool:
-    """Vrai si le contrôleur du cluster accepte une connexion ; ``admin`` apprend d'abord quel broker c'est."""
+def brokers_answer(admin: AdminClient, topic: str) -> bool:
+    """Vrai si tous les brokers que Kafka croit vivants acceptent une connexion."""
     try:
-        cluster = admin.list_topics(topic, CALL_SECONDS)
-        controller = cluster.brokers[cluster.controller_id]
-        socket.create_connection((controller.host, controller.port), CALL_SECONDS).close()
-    except (KafkaException, KeyError, OSError):
+        for broker in admin.list_topics(topic, CALL_SECONDS).brokers.values():
+            socket.create_connection((broker.host, broker.port), CALL_SECONDS).close()
+    except (KafkaException, OSError):
         return False
     return True
 
@@ -111,20 +111,23 @@ class Identity:
     """L'identité d'un topic, demandée souvent.
 
     Contrôleur mort, ``describe_topics`` le cherche sans reprendre son souffle (vu dans librdkafka 2.16 : trois mille
-    connexions par seconde, un cœur entier). Une réponse a manqué : n'y retourner qu'une fois le contrôleur joignable.
+    connexions par seconde, un cœur entier). Une réponse a manqué : n'y retourner qu'une fois les brokers joignables, et
+    sinon rarement.
     """
 
     def __init__(self, config: Config, topic: str) -> None:
         self.admin: AdminClient = connect(AdminClient, admin_config(config))
-        self._topic, self._missed = topic, False
+        self._topic = topic
+        self._missed_at: float | None = None  # depuis, pas de réponse
 
     def __call__(self) -> str | None:
         """Voir ``identity``."""
-        if self._missed and not controller_answers(self.admin, self._topic):
+        now = time.monotonic()
+        if self._missed_at and now - self._missed_at < MISSED_SECONDS and not brokers_answer(self.admin, self._topic):
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
-        self._missed = True
+        self._missed_at = now
         found = identity(self.admin, self._topic)
-        self._missed = False
+        self._missed_at = None
         return found
 
 

@@ -244,7 +244,7 @@ def simulated(cluster: Cluster, more: Mapping[Any, Mapping[str, Any]]) -> Iterat
         for module, changes in (
             (group_member, common | {"Message": Message, "time": now}),
             (group_positions, {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
-            (topics, common | {"controller_answers": lambda *_: True}),
+            (topics, common | {"brokers_answer": lambda *_: True}),
             (outputs, common | {"Thread": OneThread}),
             (exactly_once, common | {"Thread": OneThread, "time": now}),
             *more.items(),

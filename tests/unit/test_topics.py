@@ -12,12 +12,12 @@ from tests.models.cluster import Answer, Named
 
 
 class Admin:
-    """Un client dont le contrôleur est à ce port ; ``asked`` : combien de fois on le lui a fait chercher."""
+    """Un client dont le seul broker est à ce port ; ``asked`` : combien de fois on lui a demandé l'identité."""
 
     def __init__(self, port: int) -> None:
         self.asked, self.fault = 0, KafkaException(KafkaError(KafkaError._TIMED_OUT))
         self.host, self.port = "127.0.0.1", port
-        self.brokers, self.controller_id = {2: self}, 2
+        self.brokers = {2: self}
 
     def list_topics(self, *_: Any) -> "Admin":
         """Le cluster."""
@@ -30,7 +30,7 @@ class Admin:
 
 
 def test_a_dead_controller_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Une réponse a manqué : plus de demande tant que le contrôleur refuse la connexion."""
+    """Une réponse a manqué : plus de demande tant qu'un broker refuse la connexion."""
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))  # pris, mais personne n'y écoute
         admin = Admin(port.getsockname()[1])
