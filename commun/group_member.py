@@ -34,12 +34,12 @@ from commun.exactly_once import Aborted
 from commun.group_positions import SHORT_SECONDS, GroupPositions, joined
 from commun.kafka import Config, connect, place, readable
 from commun.outputs import Outputs, answer_with
+from commun.topics import IDENTITY_SECONDS
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 Place = tuple[int, str]  # offset du prochain message à traiter, métadonnées du script
-IDENTITY_SECONDS = 5.0  # même sans rien à valider, le topic est-il toujours le même ?
 CREATED_SECONDS = 5.0  # un topic à peine créé n'est pas encore connu de tous les brokers
 
 
@@ -79,6 +79,7 @@ class GroupMember:
         self, topic: str, config: Config, outputs: Outputs, stop: Stop, listener: Listener | None = None
     ) -> None:
         self.topic, self.outputs, self.stop, self.listener = topic, outputs, stop, listener or Listener()
+        self._config = config
         self.consumer: Consumer = connect(Consumer, config)
         self.positions = GroupPositions(topic, config, self.consumer, stop)
         self.owned: dict[int, Owned] = {}
@@ -91,6 +92,10 @@ class GroupMember:
         self.must_abort = False
         self._fault: Exception | None = None  # levée au tour suivant : un rappel de Kafka ne lève rien
         self._closing = False
+        self._former: set[str] = set()  # topics effacés : un broker en retard peut encore les décrire
+        self._said = ""  # le dernier topic dont on a dit qu'il est recréé
+        self._outdated = False  # le client a connu un autre topic : il en faut un neuf
+        self.topic_id = self._identity()  # le topic que le client connaît
 
     def __enter__(self) -> Self:
         return self
@@ -274,6 +279,9 @@ class GroupMember:
         self.aborts += 1
         self.must_abort = False
         self.waiting.clear()
+        if self._outdated:
+            self._renew()
+            return
         # Une validation dont la réponse s'est perdue a pu avoir lieu : c'est Kafka qui dit où l'on en est.
         found = self.positions.committed(list(self.owned)) if self.owned else {}
         for owned in list(self.owned.values()):
@@ -282,6 +290,20 @@ class GroupMember:
                 offset, metadata = owned.committed, owned.metadata
             self._own(owned.partition, offset, metadata, owned.topic_id)
             self._move(owned.partition, offset)
+
+    def _renew(self) -> None:
+        """Le topic est recréé : un client neuf rejoint le groupe.
+
+        L'ancien se souvient de l'époque des chefs de partition du topic effacé. Celui qui porte son nom repart à 0 : le
+        client croirait périmé tout ce que Kafka lui en dit, et ne lirait rien (librdkafka, anomalie 4898, ouverte).
+        """
+        self._closing = True
+        self.consumer.close()
+        self._forget([TopicPartition(self.topic, partition) for partition in list(self.owned)])
+        self.must_abort = self._closing = self._outdated = False
+        self.topic_id = self._identity()
+        self.consumer = self.positions.consumer = connect(Consumer, self._config)
+        self.join()
 
     def close(self) -> None:
         """Valide ce qui est fait et quitte le groupe."""
@@ -297,22 +319,31 @@ class GroupMember:
                 self.consumer.close()
 
     def _look_at_topic(self) -> str:
-        """L'identité du topic, vide s'il n'existe plus ; tout est à refaire si ce n'est plus celle de nos partitions.
+        """L'identité du topic, vide s'il n'existe plus ; tout est à refaire si ce n'est plus celui de ce client.
 
         À demander après avoir lu, et avant de valider : ce qui est lu vient alors sûrement du topic d'avant.
         """
         self._identity_at = time.monotonic()
-        current = self.positions.topic_id()
-        changed = [owned for owned in self.owned.values() if current and owned.topic_id != current]
-        if changed:
-            self._say_recreated()
-            for owned in changed:
-                owned.committed, owned.metadata, owned.topic_id = 0, "", current
-            self.must_abort = True
+        current = self._identity()
+        if current and any(owned.topic_id != current for owned in self.owned.values()):
+            self._replaced(current)
         return current
 
-    def _say_recreated(self) -> None:
-        log.warning("Le topic %s a été recréé : je le lis depuis son début.", self.topic)
+    def _identity(self, seconds: float = 0.0) -> str:
+        """Ce qu'en dit Kafka ; vide si c'est un topic que l'on sait effacé."""
+        current = self.positions.topic_id(seconds)
+        return "" if current in self._former else current
+
+    def _replaced(self, current: str) -> None:
+        """Ce client, ou l'une de ses partitions, vient d'un autre topic que ``current``."""
+        self._say_recreated(current)
+        self._former |= {self.topic_id, *(owned.topic_id for owned in self.owned.values())} - {"", current}
+        self.must_abort = self._outdated = True
+
+    def _say_recreated(self, current: str) -> None:
+        if self._said != current:
+            log.warning("Le topic %s a été recréé : je le lis depuis son début.", self.topic)
+            self._said = current
 
     # --- Les partitions arrivent et repartent (rappels, pendant consume, poll et close) ---
 
@@ -323,11 +354,14 @@ class GroupMember:
 
     def _assign(self, consumer: Consumer, numbers: Sequence[int]) -> None:
         """Elles sont lues à partir de la position validée du groupe ; sans position, ou d'un autre topic : du début."""
-        current = self.positions.topic_id(CREATED_SECONDS)
+        current = self._identity(CREATED_SECONDS)
+        if current and self.topic_id not in ("", current):
+            self._replaced(current)
+        self.topic_id = self.topic_id or current
         found, starts = self.positions.committed(numbers), []
         other = {number for number, (_, topic_id, _) in found.items() if current and topic_id not in ("", current)}
         if other:
-            self._say_recreated()
+            self._say_recreated(current)
         for number, (offset, topic_id, metadata) in found.items():
             known = offset >= 0 and number not in other
             start = offset if known else self.positions.bounds(number)[0] if current else 0

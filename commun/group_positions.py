@@ -22,15 +22,14 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
 from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, connect, refusal
-from commun.topics import CALL_SECONDS, bounds, read_topic
+from commun.kafka import Config, refusal
+from commun.topics import CALL_SECONDS, Identity, bounds, read_topic
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
@@ -39,7 +38,6 @@ Reset = str | datetime  # earliest, latest, ou un instant
 EMPTY_SECONDS = 20.0  # un membre tué compte encore dans son groupe le temps de sa session
 SHORT_SECONDS = 0.1
 SOURCE = "source.topic"  # en-tête d'une sortie : l'identité du topic d'où elle est tirée
-NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # seize octets nuls
 PLAIN_CHARS = 1000  # plus longues, des métadonnées sont comprimées : Kafka les borne à 4 096 octets
 REFUSED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 BUSY = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP, KafkaError.ILLEGAL_GENERATION)
@@ -54,13 +52,14 @@ class GroupPositions:
     def __init__(self, topic: str, config: Config, consumer: Consumer, stop: Stop) -> None:
         self.topic, self.group, self.consumer, self.stop = topic, str(config["group.id"]), consumer, stop
         self._config = config
-        self._admin: AdminClient = connect(AdminClient, admin_config(config))
+        self._identity = Identity(config, topic)
+        self._admin = self._identity.admin
 
     def topic_id(self, seconds: float = 0.0) -> str:
         """Identité du topic ; vide s'il n'existe pas, même au bout de ``seconds``, ou si le cluster n'en donne pas."""
         deadline = time.monotonic() + seconds
         while True:
-            found = self._ask(lambda: identity(self._admin, self.topic))
+            found = self._ask(self._identity)
             if found is not None or time.monotonic() >= deadline or self.stop.wait(SHORT_SECONDS):
                 return found or ""
 
@@ -176,18 +175,6 @@ class GroupPositions:
 
 
 # --- Une question à Kafka ; lèvent KafkaException ---
-
-
-def identity(admin: AdminClient, topic: str) -> str | None:
-    """None s'il n'existe pas ; vide si le cluster, trop ancien, n'en donne pas."""
-    try:
-        (future,) = admin.describe_topics(TopicCollection([topic]), request_timeout=CALL_SECONDS).values()
-        found = str(future.result().topic_id or "")
-        return "" if found == NO_ID else found
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return None
-        raise
 
 
 def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:

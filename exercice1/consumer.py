@@ -9,7 +9,7 @@ Garantit : seules les lignes des transactions confirmées sont montrées (read_c
 du groupe n'avance que pour ce qui est montré. Ce qui n'est pas du JSON, comme les lignes brutes de
 Kafka Connect, est montré tel quel.
 Ne garantit pas : qu'une ligne n'est montrée qu'une fois ; tué net, ce script peut remontrer la
-dernière seconde.
+dernière seconde ; le topic effacé puis recréé, il le montre depuis son début, en quelques secondes.
 Ensuite : exercice3/consumer.py fait la même lecture, et écrit dans une base.
 """
 
@@ -29,6 +29,7 @@ from commun.cli import Parser, Stop, positive, run
 from commun.kafka import FromBeginning, Lag, client_config, connect, ensure_topics, kafka_options, place, readable
 from commun.metrics import Measures, metrics_option, serve_metrics
 from commun.systems import reader_gone, write_out
+from commun.topics import IDENTITY_SECONDS, Recreated, SameTopic
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 
@@ -87,10 +88,10 @@ def _readable(value: bytes | str | None) -> str | None:
 
 
 class Screen:
-    """La sortie standard, dans le format demandé ; ``shown`` : combien de messages elle a montrés."""
+    """La sortie standard, dans le format demandé ; ``shown`` messages montrés, ``lag`` : ce qui reste à montrer."""
 
     def __init__(self, wanted: str) -> None:
-        self.shown = 0
+        self.shown, self.lag = 0, Lag()
         self._format, self._table = wanted, Table()
 
     def show(self, records: Sequence[Record]) -> None:
@@ -115,22 +116,36 @@ def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
         log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
 
 
-def watch(consumer: Consumer, screen: Screen, lag: Lag, args: argparse.Namespace, stop: Stop) -> None:
+def watch(consumer: Consumer, screen: Screen, source: SameTopic, args: argparse.Namespace, stop: Stop) -> None:
     """La boucle : lire, montrer, retenir la position."""
     active = time.monotonic()
     while not stop and not reader_gone() and (args.max_messages is None or screen.shown < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - screen.shown)
         messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
-        lag.after(consumer, messages)
+        screen.lag.after(consumer, messages)
         records = [read(message.value(), details(message, args.show)) for message in messages]
         wanted = [record for record in records if selected(record, args.filter)]
         if wanted:
             screen.show(wanted)
+        source.check(IDENTITY_SECONDS)
         if messages:
             remember(consumer, messages)
             active = time.monotonic()
         elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
             break
+
+
+def join(consumer: Consumer, screen: Screen, source: SameTopic, args: argparse.Namespace, stop: Stop) -> bool:
+    """Un membre du groupe, de son entrée à sa sortie ; vrai si le topic, recréé, est à relire par un client neuf."""
+    try:
+        start = {"on_assign": FromBeginning()} if args.from_beginning else {}
+        consumer.subscribe([args.topic], on_revoke=screen.lag.forget, on_lost=screen.lag.forget, **start)
+        watch(consumer, screen, source, args, stop)
+    except Recreated:
+        return True
+    finally:
+        consumer.close()  # valide la position et quitte le groupe tout de suite
+    return False
 
 
 # --- Options ---
@@ -180,15 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args)
     ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
-    consumer, screen, lag = connect(Consumer, config), Screen(args.format), Lag()
+    screen, source = Screen(args.format), SameTopic(config, args.topic)
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
-    try:
-        serve_metrics(args.metrics_port, lambda: Measures(screen.shown, lag.left))
-        start = {"on_assign": FromBeginning()} if args.from_beginning else {}
-        consumer.subscribe([args.topic], on_revoke=lag.forget, on_lost=lag.forget, **start)
-        watch(consumer, screen, lag, args, stop)
-    finally:
-        consumer.close()  # valide la position et quitte le groupe tout de suite
+    serve_metrics(args.metrics_port, lambda: Measures(screen.shown, screen.lag.left))
+    while join(connect(Consumer, config), screen, source, args, stop):
+        args.from_beginning = True
     log.info("Terminé. Messages montrés : %d.", screen.shown)
     return 0
 

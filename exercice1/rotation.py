@@ -43,13 +43,16 @@ def styles(name: str, base: str) -> set[str]:
 def in_order(entries: Iterable[os.DirEntry[str]], oldest: str, base: str) -> list[os.DirEntry[str]]:
     """Des rotations de ``base``, la plus ancienne d'abord ; ``oldest`` : le nom de celle d'avant elles, ou vide.
 
-    Leurs noms disent leur ordre, que le numéro monte ou descende à partir de celui-là ; leurs dates, quand on y écrit
-    encore, en disent un autre.
+    Leurs noms disent leur ordre : une date monte, un numéro monte ou descend à partir de celui d'``oldest``. La date de
+    leur contenu, quand on y écrit encore, en dit un autre.
     """
     found = list(entries)
-    after = {_numbers(entry.name) > _numbers(oldest) for entry in found}
-    if oldest and len(after) == 1 and all(styles(entry.name, base) == styles(oldest, base) for entry in found):
-        return sorted(found, key=lambda entry: _numbers(entry.name), reverse=not after.pop())
+    style, after = styles(oldest, base), {_numbers(entry.name) > _numbers(oldest) for entry in found}
+    if oldest and all(styles(entry.name, base) == style for entry in found):
+        if any("0000" in text for text in style):
+            return sorted(found, key=lambda entry: _numbers(entry.name))
+        if len(after) == 1:
+            return sorted(found, key=lambda entry: _numbers(entry.name), reverse=not after.pop())
     return sorted(found, key=lambda entry: entry.stat().st_mtime_ns)
 
 

@@ -138,6 +138,13 @@ class Scripts:
             for done in (admin.delete_topics(names) if names else {}).values():
                 done.result(20)
 
+    def delete_topic(self) -> None:
+        """Efface le topic, et attend qu'il le soit : le prochain producteur le recrée."""
+        admin = AdminClient(admin_config(client_config({})))
+        for done in admin.delete_topics([self.topic]).values():
+            done.result(60)
+        wait_until(lambda: self.topic not in admin.list_topics(timeout=20).topics)
+
     @staticmethod
     def messages(topic: str, isolation: str = "read_committed") -> list[Message]:
         """Tous les messages d'un topic, dans l'ordre de chaque partition."""

@@ -1,16 +1,18 @@
 """Étage 2 de kafka_monitor.py : réunit les comptes, tient les fenêtres, publie les résultats."""
 
 import argparse
+import logging
 import time
 from collections.abc import Iterable
 
 import msgspec
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from commun.cli import Stop, Stopped
 from commun.contracts import WINDOW, header
 from commun.group_member import Listener, Place
+from commun.group_positions import GroupPositions, source_of
 from commun.kafka import Config, admin_config, connect, dead_letter, place
 from commun.outputs import Outputs
 from exercice2.fenetres.counting import now_ms
@@ -18,6 +20,8 @@ from exercice2.fenetres.partials import Late, LateSlices, Merger, Partial, Posit
 from exercice2.fenetres.published import instant_text, key_of, to_json
 from exercice2.fenetres.screen import Numbers, Published
 from exercice2.fenetres.windows import HopWindows, Result, Slicing, TrailingWindows
+
+log = logging.getLogger("pipeline")
 
 CONTRACT = [header(WINDOW)]  # commun/contrats/fenetre.json
 PURGE_SECONDS = 60.0  # le topic intermédiaire est purgé de ce qui ne sert plus à aucune fenêtre
@@ -33,7 +37,9 @@ class Merging(Listener):
         self.merger: Merger | None = None
         self.rows: list[Published] = []  # écrites, pas encore validées
         self.ready: list[Published] = []  # validées, à afficher
-        self._side: Consumer = connect(Consumer, config | {"group.id": f"{args.group}-retards"})
+        self._config = config | {"group.id": f"{args.group}-retards"}
+        self._side: Consumer = connect(Consumer, self._config)
+        self._source: str | None = None  # le topic que ce client connaît
         self._admin = AdminClient(admin_config(config))
         self._purge_at = time.monotonic() + PURGE_SECONDS
 
@@ -55,6 +61,7 @@ class Merging(Listener):
             partial = msgspec.json.decode(message.value() or b"", type=Partial)
             self._publish(self.merger.apply(message.offset() or 0, partial))
             if self.merger.late or self.merger.late_slices:
+                self._know(source_of(message))
                 self._bury(self.merger)
         self.numbers.watermark = self.merger.marks.overall
 
@@ -89,6 +96,15 @@ class Merging(Listener):
 
     # --- Les transactions refusées : relues dans leur partition, octets compris ---
 
+    def _know(self, source: bytes | str | None) -> None:
+        """D'où viennent les transactions à relire ; de ce topic-là recréé, un client d'avant ne lirait rien."""
+        topic_id = source.decode() if isinstance(source, bytes) else source
+        if self._source is None or topic_id not in (None, self._source):
+            self._side.close()
+            self._side = connect(Consumer, self._config)
+            self._positions = GroupPositions(self.args.topic, self._config, self._side, self.stop)
+            self._source = self._positions.topic_id() if topic_id is None else topic_id
+
     def _bury(self, merger: Merger) -> None:
         late = [*merger.late, *(found for slices in merger.late_slices for found in self._find(slices))]
         merger.late.clear()
@@ -115,19 +131,31 @@ class Merging(Listener):
         return found
 
     def _read(self, partition: int, first: int, last: int) -> list[Message]:
-        """Les messages ``first`` à ``last`` d'une partition du topic d'origine."""
+        """Les messages ``first`` à ``last`` d'une partition du topic d'origine ; sans ceux qui n'y sont plus."""
         self._side.assign([TopicPartition(self.args.topic, partition, first)])
         found: list[Message] = []
-        ended = False
-        while not ended:
+        while not found or place(found[-1]).offset < last:
             if self.stop:
                 raise Stopped
-            for message in self._side.consume(10_000, 0.05):
-                if message.error() is None:
-                    found.append(message)
-                ended = ended or (message.offset() or 0) >= last
+            messages = self._side.consume(10_000, 0.05)
+            news = [error.code() for message in messages if (error := message.error())]
+            found += [message for message in messages if message.error() is None]
+            if (news or not messages) and self._positions.topic_id() != self._source:
+                break
+            if KafkaError._AUTO_OFFSET_RESET in news:
+                low, _ = self._positions.bounds(partition)
+                if low > last:
+                    break
+                self._side.assign([TopicPartition(self.args.topic, partition, max(first, low))])
         self._side.unassign()
-        return [message for message in found if first <= place(message).offset <= last]
+        if self._positions.topic_id() != self._source:
+            found.clear()  # lus, peut-être, dans un autre topic du même nom
+        if not found or place(found[0]).offset > first:
+            log.warning(
+                "Partition %d de %s : des transactions en retard ont été effacées avant d'être rangées.",
+                partition, self.args.topic,
+            )  # fmt: skip
+        return [message for message in found if place(message).offset <= last]
 
     def close(self) -> None:
         """Ferme ce que l'étage n'a pas fermé."""

@@ -60,7 +60,7 @@ BROKERS = ("kafka1", "kafka2", "kafka3")
 CONSUMERS, MONITORS = 3, 2
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s) ou d'un broker (9 s)
 LONG_SECONDS = 40.0  # plus que le délai de livraison du producteur (30 s) : sa transaction est annulée
-LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne, ni d'un topic recréé
+LONG_RUN = 300.0  # un essai plus court n'a pas le temps d'une telle panne
 SETTLE_SECONDS = 5.0
 LOGS = Path(tempfile.gettempdir()) / "chaos"
 SLOW_SECONDS = 0.3  # par requête
@@ -152,10 +152,10 @@ class Chaos:
             self.one_broker, self.two_brokers, self.freeze_broker, self.move_leaders,
             self.kill_consumer, self.freeze_consumer, self.kill_monitor, self.freeze_monitor,
             self.kill_producer, self.freeze_producer, self.slow_network, self.cut_network, self.late_end,
-            self.grow_apart, self.erase_apart,
+            self.grow_apart, self.erase_apart, self.recreate_apart,
         ]  # fmt: skip
         if self.args.seconds >= LONG_RUN:
-            kinds += [self.two_brokers_for_long, self.recreate_apart]
+            kinds.append(self.two_brokers_for_long)
         deadline = time.monotonic() + self.args.seconds
         self.dice.shuffle(kinds)
         number = 0

@@ -22,10 +22,9 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from commun.errors import START_HINT, PipelineError
-from commun.group_positions import identity
 from commun.kafka import Config, admin_config, connect
 from commun.settings import postgres_dsn
-from commun.topics import bounds, read_from
+from commun.topics import bounds, identity, read_from
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, account_error, explain, open_client, open_database, to_row
 from exercice3.confirmations import SUFFIX, read_promises

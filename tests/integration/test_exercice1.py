@@ -15,6 +15,7 @@ from confluent_kafka.cimpl import NewTopic
 from commun.exactly_once import POSITIONS_CONFIG
 from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers
+from exercice1.topic import PARTITIONS
 from tests.lab import CsvLab, bar, headers, take_place, wait_until
 
 HEADER = "id,nom\n"
@@ -267,6 +268,23 @@ def test_the_group_remembers_what_was_shown(filled: CsvLab) -> None:
     shown = [filled.run("consumer", "--max-messages", "2").splitlines() for _ in range(3)]
     values = [line for lines in shown for line in lines if line.startswith(("{", '"', "null"))]
     assert values == console(filled)
+
+
+def test_the_topic_is_recreated_under_the_console(filled: CsvLab) -> None:
+    """Effacé puis recréé, plus long, sous la console en marche : le nouveau topic est montré en entier."""
+    consumer = filled.start("consumer")
+    wait_until(lambda: len(consumer.out) == 6, 60, lambda: consumer.text)
+    partition = filled.messages(filled.topic)[0].partition() or 0
+    filled.delete_topic()
+    ensure_topics(client_config({}), NewTopic(filled.topic, PARTITIONS, 3))
+    producer = Producer({"bootstrap.servers": bootstrap_servers()})
+    for number in range(40):
+        producer.produce(filled.topic, b'{"n":%d}' % number, partition=partition)
+    assert producer.flush(30) == 0
+    wanted = {f'{{"n":{number}}}' for number in range(40)}
+    wait_until(lambda: wanted <= {*"".join(consumer.out).split()}, 60, lambda: consumer.text)
+    assert "a été recréé" in consumer.text
+    assert consumer.stop(signal.SIGINT) == 0
 
 
 def test_a_closed_pipe_ends_the_console(filled: CsvLab) -> None:

@@ -13,20 +13,56 @@ import sys
 import termios
 import threading
 import time
+from argparse import Namespace
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from unittest import mock
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
-from commun.kafka import client_config
+from commun.kafka import admin_config, client_config, ensure_topics
+from commun.topics import identity
+from exercice2.fenetres.merging import Merging
+from exercice2.fenetres.screen import Numbers
+from exercice2.kafka_monitor import CONSUMER_CONFIG
 from exercice2.topic import PARTITIONS
 from exercice2.transactions import Transaction, generate, to_json
 from exercice2.verification.chaos import transactions
 from exercice2.verification.verdicts import SIZE, Window, expected_windows, judge_windows
-from tests.lab import BankLab, Running, headers, wait_until
+from tests.lab import BankLab, NeverStopped, Running, headers, wait_until
+
+
+class TwentySeconds(NeverStopped):
+    """Un arrêt demandé au bout de vingt secondes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        threading.Timer(20, self._event.set).start()
+
+
+def test_late_transactions_no_longer_there(bank_lab: BankLab) -> None:
+    """En retard, mais effacées avant d'être relues, ou d'un topic recréé depuis : ce qui reste, sans attendre."""
+    config = client_config(CONSUMER_CONFIG)
+    ensure_topics(config, NewTopic(bank_lab.topic, 1, 3))
+    bank_lab.send_raw(*(b"%d" % number for number in range(6)))
+    admin = AdminClient(admin_config(config))
+    former = identity(admin, bank_lab.topic)
+    admin.delete_records([TopicPartition(bank_lab.topic, 0, 3)])[TopicPartition(bank_lab.topic, 0)].result()
+    args = Namespace(topic=bank_lab.topic, group=bank_lab.topic)
+    merging = Merging(args, config, mock.Mock(), Numbers(), TwentySeconds())
+    with contextlib.closing(merging):
+        merging._know((former or "").encode())
+        assert [message.value() for message in merging._read(0, 1, 4)] == [b"3", b"4"]
+        assert merging._read(0, 0, 2) == []
+        bank_lab.delete_topic()
+        ensure_topics(config, NewTopic(bank_lab.topic, 1, 3))
+        bank_lab.send_raw(*(b"neuf %d" % number for number in range(9)))
+        assert merging._read(0, 3, 5) == []
 
 
 def published(lab: BankLab) -> list[Window]:

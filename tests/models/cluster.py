@@ -79,6 +79,7 @@ class Topic:
 
     id: str
     logs: list[Log]
+    epoch: int = 0  # des chefs de ses partitions
 
 
 class Group:
@@ -200,6 +201,7 @@ class Consumer:
         self.ended: dict[int, int] = {}
         self.evicted = False
         self.name = ""
+        self.epoch = 0  # la plus grande qu'il ait connue : comme librdkafka, il croit périmé ce qui en dit une moindre
 
     def call(self) -> None:
         """Chaque appel passe par ici."""
@@ -255,6 +257,9 @@ class Consumer:
         self._rebalance()
         found: list[Message] = []
         topic = self.cluster.topics.get(self.name)
+        if topic and topic.epoch < self.epoch:
+            return []
+        self.epoch = topic.epoch if topic else self.epoch
         for partition in sorted(self.positions, key=lambda _: self.cluster.dice.random()):
             if topic and partition not in self.paused | self.stopped and partition < len(topic.logs):
                 found += self._fetch(partition, topic.logs[partition], count - len(found))

@@ -2,9 +2,9 @@
 
 Le code essayé est le vrai : commun.group_member, group_positions, outputs, exactly_once. À chaque appel à Kafka, le
 hasard peut : donner un tour à un autre membre, en tuer ou en exclure un, recréer le topic (plus court ou plus long),
-l'effacer, y ajouter une partition, y effacer de vieux messages, perdre une réponse. L'oracle : chaque message du
-dernier topic est sorti, une fois (au moins une fois sans transaction), dans l'ordre de sa partition ; un message d'un
-topic effacé, ou effacé avant d'être lu, une fois au plus. « python -m tests.models.groups 5000 ».
+l'effacer, y élire d'autres chefs, y ajouter une partition, y effacer de vieux messages, perdre une réponse. L'oracle :
+chaque message du dernier topic est sorti, une fois (au moins une fois sans transaction), dans l'ordre de sa partition ;
+un message d'un topic effacé, ou effacé avant d'être lu, une fois au plus. « python -m tests.models.groups 5000 ».
 """
 
 import random
@@ -31,10 +31,14 @@ class Life:
         config = {"transactional.id": f"{GROUP}-{world.dice.getrandbits(64)}"} if world.atomic else {}
         self.outputs: Any = (ExactlyOnce if world.atomic else AtLeastOnce)(config, stop)  # type: ignore[arg-type]
         self.member = GroupMember(INPUT, {"group.id": GROUP}, self.outputs, stop)  # type: ignore[arg-type]
-        self.consumers: list[Any] = [self.member.consumer]
         self.settle, self.close = self.member.checkpoint, self.member.close
         self.member.positions.start_from(reset, offsets, [OUTPUT] if world.atomic else [])
         self.member.join()
+
+    @property
+    def consumers(self) -> list[Any]:
+        """Son client."""
+        return [self.member.consumer]
 
     def step(self) -> None:
         """Un tour."""
@@ -76,7 +80,7 @@ class Copies(World):
 
     def events(self) -> tuple[Any, ...]:
         """Voir World ; et ce qui arrive au topic."""
-        return *super().events(), self.grow, self.erase, self.recreate
+        return *super().events(), self.grow, self.erase, self.elect, self.recreate
 
     def write(self) -> None:
         """Des messages de plus, dans une transaction ou non, annulée parfois."""
@@ -107,6 +111,11 @@ class Copies(World):
             low = self.dice.randint(log.low, len(log.records))
             self.excused |= {value for offset, value in log.visible() if offset < low}
             log.low = low
+
+    def elect(self) -> None:
+        """D'autres brokers mènent les partitions."""
+        if topic := self.cluster.topics.get(INPUT):
+            topic.epoch += 1
 
     def recreate(self) -> None:
         """Le topic est effacé, et recréé aussitôt ou plus tard."""

@@ -39,8 +39,12 @@ class Life:
         stop: Any = NoStop(world.cluster)
         self.monitor = Monitor(args, stop, {"group.id": ""}, {})
         self.members = (self.monitor.first, self.monitor.second)
-        self.consumers: list[Any] = [member.consumer for member in self.members]
         self.monitor.join()
+
+    @property
+    def consumers(self) -> list[Any]:
+        """Ses clients."""
+        return [member.consumer for member in self.members]
 
     def step(self) -> None:
         """Un tour."""

@@ -95,6 +95,14 @@ def _keep_partitions(self: Any, consumer: Any, partitions: Any) -> None:
         self.owned.pop(one.partition, None)
 
 
+def _same_client(self: Any) -> None:
+    """Le topic recréé est relu par le client qui a connu celui d'avant."""
+    self._outdated, self.topic_id = False, self._identity()
+    for number in list(self.owned):
+        self._own(number, 0, "", self.topic_id)
+        self._move(number, 0)
+
+
 def _trust_itself(self: Any) -> None:
     """Après une annulation, les positions retenues ici, sans les relire dans Kafka."""
     self._raise_fault()
@@ -150,6 +158,7 @@ FAULTS: dict[str, tuple[Callable[[int], str], *tuple[Change, ...]]] = {
     "une rotation derrière un lien": (LIVES, Change(follow.Follower, "_folders", lambda self: [Path(self.path)])),
     "deux écritures à la même date": (LIVES, Change(changes, "TICK_SECONDS", -1e9)),
     "le topic recréé n'est pas vu": (GROUPS, Change(GroupPositions, "topic_id", lambda self, seconds=0.0: "")),
+    "le topic recréé est lu par le même client": (GROUPS, Change(GroupMember, "_renew", _same_client)),
     "--reset latest n'est pas validé": (GROUPS, Change(GroupPositions, "start_from", _nothing_set), LATEST),
     "--from-offsets à chaque attribution": (
         GROUPS, Change(GroupPositions, "start_from", _remember), Change(GroupMember, "_assign", _again),

@@ -13,7 +13,7 @@ from unittest import mock
 
 from confluent_kafka import Consumer as RealConsumer
 
-from commun import exactly_once, group_member, group_positions, outputs
+from commun import exactly_once, group_member, group_positions, outputs, topics
 from commun.cli import Stopped
 from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer
 
@@ -243,7 +243,8 @@ def simulated(cluster: Cluster, more: Mapping[Any, Mapping[str, Any]]) -> Iterat
     with ExitStack() as patched:
         for module, changes in (
             (group_member, common | {"Message": Message, "time": now}),
-            (group_positions, common | {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
+            (group_positions, {"time": now, "read_topic": read, "bounds": lambda *_: (0, 0)}),
+            (topics, common | {"brokers_answer": lambda *_: True}),
             (outputs, common | {"Thread": OneThread}),
             (exactly_once, common | {"Thread": OneThread, "time": now}),
             *more.items(),
