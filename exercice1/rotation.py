@@ -37,7 +37,7 @@ def origins(name: str) -> set[str]:
 def styles(name: str, base: str) -> set[str]:
     """Comment ``base`` est devenu ``name`` : la même chose pour v.csv.1 et v.csv.12, une autre pour v.csv-20261127."""
     added = (added for origin, added in _turns(name) if origin == base)
-    return {re.sub(r"\d+", "1", re.sub(r"\d{4,}", lambda digits: "0" * len(digits[0]), text)) for text in added}
+    return {re.sub(r"\d+", lambda run: "1" if len(run[0]) < 4 else "0" * len(run[0]), text) for text in added}
 
 
 def in_order(entries: Iterable[os.DirEntry[str]], oldest: str, base: str) -> list[os.DirEntry[str]]:
