@@ -280,7 +280,7 @@ class Follower:
 
     def sleep(self, now: float) -> None:
         """Ferme le fichier, si tout en est lu et confirmé ; il sera rouvert dès qu'il change."""
-        if self._current and self.idle and self._is_saved():
+        if self._current and self.idle and self._is_saved() and self._names(self._current):
             stat = os.fstat(self._current.file.fileno())
             if signature(stat) == self._checked.seen and (self.refused or self._current.at_end(stat.st_size)):
                 self.close()
@@ -514,24 +514,31 @@ class Follower:
         entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
         ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
         by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
-        style = rotation.styles(ours, real.name)
-        born = [
-            entry
-            for entry in entries
-            if (rotation.styles(entry.name, real.name) & style if by_stem else rotation.appended(entry.name, real.name))
-            and since and entry.stat().st_mtime_ns >= since
-        ]  # fmt: skip
+        style = rotation.styles(ours, real.name)  # v-20261127.csv : ses pareils seulement, car v_2.csv est autre chose
+
+        def is_turn(name: str) -> bool:
+            return bool(rotation.styles(name, real.name) & style) if by_stem else rotation.appended(name, real.name)
+
+        born = [entry for entry in entries if is_turn(entry.name) and since and entry.stat().st_mtime_ns >= since]
         replaced = not ours and self.inode != os.fstat(new.fileno()).st_ino  # d'un coup (mv) : l'ancien n'est plus là
-        for entry in rotation.in_order(born, ours, real.name) if most is None or len(born) <= most else ():
+        found = dict[os.DirEntry[str], OpenCsv]()
+        for entry in born:
             if file := self._free(entry.path):
-                if replaced and _archive_of(new, file):
-                    file.close()
-                    continue
-                log.info("%s est né pendant que je lisais %s : je le lis d'abord.", entry.path, self.path)
                 start, bare = self.already_read(file)
                 if not start and not ours:  # le nôtre a été vidé, ou effacé : celui-ci peut en être la copie
                     start, bare = self._copied_from(file)
-                self._leave(OpenCsv(file, self.form, start, self.header, bare), now)
+                whole = start and start[-1].offset >= os.fstat(file.fileno()).st_size
+                if whole or (replaced and _archive_of(new, file)):
+                    file.close()
+                else:
+                    found[entry] = OpenCsv(file, self.form, start, self.header, bare)
+        if most is not None and len(found) > most:
+            for missed in found.values():
+                missed.file.close()
+            return
+        for entry in rotation.in_order(found, ours, real.name):
+            log.info("%s est né pendant que je lisais %s : je le lis d'abord.", entry.path, self.path)
+            self._leave(found[entry], now)
 
     def _copied_from(self, file: BinaryIO) -> Known:
         """Jusqu'où ``file`` est une copie de ce que nous avons lu."""

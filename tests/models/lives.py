@@ -152,7 +152,7 @@ class Life:
         self.texts: dict[str, str] = {}  # ce que dit chaque ligne
         self.late: set[str] = set()  # celles qui ont pu être écrites après une autre qui est plus loin
         self.final: list[str] = []  # des lignes qui doivent être lues telles quelles, quel qu'en soit le nombre
-        self.half = ""
+        self.half, self.halves = "", set[str]()  # la fin d'une ligne, et de celles d'après, pas encore écrites
         self.unseen = True  # le contenu présent n'a pas encore été regardé
         self.header = True  # le fichier présent a son en-tête
         self.copied = self.edited = False  # depuis la dernière rotation ; personne n'en change le style à chaque fois
@@ -191,11 +191,12 @@ class Life:
         self.say("regarde", seconds, "en échec" * fail)
         end, least = self.now + seconds, 8 * (seconds >= SEEN)
         while self.now < end or least > 0:
-            least -= 1
+            known = len(self.kafka.rows)
             self.scan()
             for _ in range(3):
                 self.send(fail=fail)
                 self.now += 0.15
+            least = max(least - 1, seconds >= SEEN and len(self.kafka.rows) > known)  # tant qu'il vient des lignes
 
     def send(self, *, fail: bool) -> None:
         """Une transaction du lecteur ; ``fail`` : Kafka l'annule."""
@@ -265,7 +266,7 @@ class Life:
         text = "".join(self.row() for _ in range(self.dice.randrange(1, 30)))
         cut = self.dice.randrange(len(text)) if self.dice.random() < 0.3 else len(text)
         self._write(self.path, text[:cut])
-        self.half = text[cut:]
+        self.half, self.halves = text[cut:], {str(self.number - count) for count in range(text[cut:].count("\n"))}
 
     def shift(self) -> Path:
         """Le nom que prend le fichier en tournant ; les anciens se décalent."""
@@ -284,6 +285,7 @@ class Life:
             half = ""
             if self.path.exists() and self.dice.random() < 0.3:
                 half, self.half = self.half, ""
+                self.late |= self.halves
             self.ready()
             alike = self.header and self.dice.random() < 0.1  # sans numéro unique : le nouveau commence comme l'ancien
             if self.unseen or self.copied or (alike and self.edited):
