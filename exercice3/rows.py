@@ -23,8 +23,8 @@ class Rows:
 
     ``read`` rend du CSV prêt pour le tampon : numéro de ligne, les champs, puis, pour une ligne écartée, la raison et
     le contenu. ``lines``, ``last`` (numéro de la dernière ligne) et ``digest`` disent ensuite ce qui a été lu,
-    ``damage`` ce qui a interrompu la lecture. Un bloc de BLOCK_BYTES, et la ligne qui le finit, est en mémoire. ``codec`` :
-    l'encodage de la base, si ce n'est pas UTF-8.
+    ``damage`` ce qui a interrompu la lecture. Un bloc de BLOCK_BYTES, et la ligne qui le finit, est en mémoire.
+    ``codec`` : l'encodage de la base, si ce n'est pas UTF-8.
     """
 
     def __init__(self, file: Iterable[bytes], codec: str | None = None) -> None:

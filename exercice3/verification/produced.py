@@ -160,8 +160,8 @@ def _remake(kafka: Kafka, seed: int, found: Produced, missing: Totals) -> int:
     found.made[text] = last
     if state := suite.state():
         found.states[text] = state
-    here = kafka.corrections(seed) + kafka.dead_corrections[seed]
-    found.corrections[text] = here + (point.corrections.get(text, 0) if point else 0)
+    corrections = kafka.corrections(seed) + kafka.dead_corrections[seed]
+    found.corrections[text] = corrections + (point.corrections.get(text, 0) if point else 0)
     if promise and (few := promise.corrections - found.corrections[text]) > 0:
         found.totals.faults.append(f"graine {seed} : {few} corrections confirmées ne sont pas dans Kafka")
     return lost
