@@ -5,16 +5,22 @@ import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
 
-from commun import settings
+from commun import dead_letters, settings
 from commun.cli import Parser, Stop, duration, french_number, port, positive, run
 from commun.errors import PipelineError, UsageError
 from commun.kafka import FromBeginning, client_config, kafka_options
 from commun.settings import ROOT, setting
+from exercice1 import producer as csv_producer
+from exercice2 import consumer_resilient, producer_resilient
+from exercice3 import producer as ventes_producer
+
+CHOOSERS = (csv_producer, producer_resilient, consumer_resilient, dead_letters)
 
 
 def test_environment_sets_any_property(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +41,20 @@ def test_a_guaranteed_property_is_protected(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KAFKA_ENABLE_IDEMPOTENCE", "false")
     with pytest.raises(PipelineError, match="KAFKA_ENABLE_IDEMPOTENCE"):
         client_config({}, ("enable.idempotence",))
+
+
+@pytest.mark.parametrize(
+    ("script", "variable"),
+    [
+        *((script, "KAFKA_PARTITIONER") for script in CHOOSERS),
+        (ventes_producer, "KAFKA_DELIVERY_REPORT_ONLY_ERROR"),
+    ],
+)  # fmt: skip
+def test_what_a_promise_rests_on(monkeypatch: pytest.MonkeyPatch, script: ModuleType, variable: str) -> None:
+    """L'ordre d'une clé tient au choix de la partition ; les ventes confirmées, à ce que Kafka confirme chacune."""
+    monkeypatch.setenv(variable, "random")
+    with pytest.raises(PipelineError, match=f"{variable} changerait"):
+        client_config(script.PRODUCER_CONFIG, script.GUARANTEED)
 
 
 def written(folder: Path, text: str) -> str:

@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from commun import settings
+from commun import dead_letters, settings
 from commun.errors import PipelineError
 from commun.kafka import _FOREIGN, _KUBERNETES
 from commun.settings import LOCAL_NAMES, ROOT, defaults
@@ -74,7 +74,10 @@ def the(findings: Sequence[Finding] | Finding) -> Finding:
 
 def test_copies_match_their_originals() -> None:
     """Ce que doctor sait sans les paquets est ce que disent les modules qu'il ne peut pas importer."""
-    scripts = (csv_consumer, csv_producer, consumer_resilient, kafka_monitor, producer_resilient, consumer, producer)
+    scripts = (
+        csv_consumer, csv_producer, consumer_resilient, kafka_monitor, producer_resilient, consumer, producer,
+        dead_letters,
+    )  # fmt: skip
     assert frozenset().union(*(script.GUARANTEED for script in scripts)) == variables.GUARANTEED
     assert (variables.IGNORED, variables.IGNORED_PREFIXES) == (_FOREIGN, _KUBERNETES)
     assert {
