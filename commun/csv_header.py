@@ -143,6 +143,23 @@ def read_header(data: bytes, options: Options, *, final: bool = False) -> Header
     return read(data, start, options, final)
 
 
+def awaited(data: bytes, options: Options) -> str:
+    """Ce qui manque à un fichier qui commence par ``data`` pour que ``read_header`` ne rende plus None."""
+    encoding, start = _recognised(data, options.encoding)
+    if encoding.startswith("utf-16"):
+        data, start = utf8_of(data[start:], encoding), 0
+    bare = bool(options.columns or options.no_header)
+    rest = data[_first_line(data, start, None)[0] :]
+    if not rest.strip():
+        return "il n'a pas encore de ligne" if bare else "il n'a pas encore d'en-tête"
+    if b"\n" not in rest:
+        what, waiter = ("sa première ligne", "elle") if bare else ("son en-tête", "il")
+        return f"{what} n'a pas encore de fin de ligne (touche Entrée), {waiter} attend"
+    if rest.count(b'"') % 2:
+        return "un guillemet ouvert dans son en-tête attend sa fin"
+    return "sa première ligne de données dira quel est son séparateur ; ou dites-le (--delimiter)"
+
+
 def _with_header(data: bytes, start: int, options: Options, final: bool) -> Header | None:
     end = start
     for _ in range(HEADER_LINES):
