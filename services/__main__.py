@@ -13,7 +13,8 @@
 
 Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
 ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1 ; « reset » demande
-d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit ; pendant que
+d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit, et les
+dossiers de MongoDB et de PostgreSQL, entiers ; pendant que
 « up » attend les réponses, toute autre commande passe.
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
@@ -367,7 +368,7 @@ def reset(stack: Stack, *, sure: bool) -> None:
     down(stack)
     stack.witness.touch()  # interrompu, ou s'il reste autre chose, la pile pourra revenir dans ce dossier
     for path in (*stack.own_paths, *exported):
-        erase(path)
+        erase(stack, path)
     for folder in stack.own_folders:
         with contextlib.suppress(OSError):  # il n'existe pas, ou il y reste autre chose, qui n'est pas à nous
             folder.rmdir()
@@ -382,16 +383,23 @@ def reset(stack: Stack, *, sure: bool) -> None:
         say(f"Laissés : les fichiers de EXPORT_DIR={export_dir()} ; videz ce dossier avant de recommencer.")
 
 
-def erase(path: Path) -> None:
-    """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up »."""
+def erase(stack: Stack, path: Path) -> None:
+    """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up ».
+
+    Ce que quelqu'un d'autre a mis dans le dossier y reste, ou y revient.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)  # « .postgres.efface », déjà parti avec « postgres »
         return
     doomed = path if path.name.endswith(".efface") else path.with_name(f".{path.name}.efface")
     if doomed != path:
         if doomed.exists():
-            shutil.rmtree(doomed)
+            erase(stack, doomed)
         path.rename(doomed)
+    home = doomed.with_name(doomed.name.removeprefix(".").removesuffix(".efface"))
+    for stranger in stack.strangers(doomed, home.name):
+        home.mkdir(exist_ok=True)
+        stranger.rename(home / stranger.name)
     shutil.rmtree(doomed)
 
 
