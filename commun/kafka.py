@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -405,20 +414,24 @@ class Lag:
 class FromBeginning:
     """Rappel d'attribution de --from-beginning : une partition reçue pour la première fois repart de son début.
 
-    Rendue puis reçue de nouveau (un membre est venu, puis parti), elle continue à la position du groupe.
+    Rendue puis reçue de nouveau (un membre est venu, puis parti), elle continue à la position du groupe, ou, s'il n'en
+    valide pas, à celle que dit ``after``.
     """
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, int]] = set()
+        self._next: dict[tuple[str, int], int] = {}
 
     def __call__(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """``partitions`` arrivent."""
-        for partition in partitions:
-            place = (partition.topic, partition.partition)
-            if place not in self._seen:
-                partition.offset = OFFSET_BEGINNING
-            self._seen.add(place)
+        for one in partitions:
+            one.offset = self._next.get((one.topic, one.partition), OFFSET_BEGINNING)
+            self._next.setdefault((one.topic, one.partition), OFFSET_INVALID)  # OFFSET_INVALID : celle du groupe
         consumer.incremental_assign(partitions)
+
+    def after(self, messages: Iterable[Message]) -> None:
+        """Ces messages sont traités, et ce groupe ne le retient pas."""
+        places = (place(message, 1) for message in messages)
+        self._next |= {(there.topic, there.partition): there.offset for there in places}
 
 
 def dead_letter_of(message: Message, why: str) -> Headers:

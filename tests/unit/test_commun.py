@@ -386,6 +386,10 @@ def test_a_partition_starts_again_once() -> None:
     for numbers in ([0, 1], [1, 2]):
         on_assign(consumer, [TopicPartition("t", number) for number in numbers])
     assert given == [[(0, OFFSET_BEGINNING), (1, OFFSET_BEGINNING)], [(1, OFFSET_INVALID), (2, OFFSET_BEGINNING)]]
+    shown = mock.Mock(topic=lambda: "t", partition=lambda: 2, offset=lambda: 7)
+    on_assign.after([shown])  # d'un groupe qui ne valide rien
+    on_assign(consumer, [TopicPartition("t", 2)])
+    assert given[-1] == [(2, 8)]
 
 
 @pytest.mark.parametrize(
