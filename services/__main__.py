@@ -328,6 +328,8 @@ def restart(stack: Stack, name: str) -> None:
     if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
     with alone(stack, create=False):
+        if not supervisor.alive():  # « down » est passé pendant que l'on attendait son tour
+            raise ended(supervisor, name, PipelineError(UNATTENDED))
         supervisor.stop(name)
         refuse_taken_ports(stack, supervisor, [name])
         if name in FLINK_NAMES:

@@ -232,6 +232,22 @@ def test_nothing_is_claimed_without_a_supervisor(supervisor: Supervisor) -> None
             action("kafka1")
 
 
+def test_a_restart_after_a_stop_starts_nothing(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """« restart » attendait que « down » finisse : la pile reste arrêtée, et il le dit."""
+    start(supervisor)
+
+    @contextlib.contextmanager
+    def after_down(_: Stack, *, create: bool) -> Iterator[None]:
+        assert not create
+        supervisor.shutdown()
+        yield
+
+    monkeypatch.setattr(services_main, "alone", after_down)
+    with pytest.raises(PipelineError, match="La pile vient d'être arrêtée par une autre commande"):
+        services_main.restart(supervisor.stack, "kafka1")
+    assert supervisor.process() is None
+
+
 # « up », de ces trois services-là : rien n'écoute sur leurs ports, il attend donc leurs réponses.
 UP = """
 from commun.cli import run
