@@ -3,6 +3,7 @@
 import errno
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from services import stack as stack_module
 from services.__main__ import alone
 from services.stack import ACCOUNTS, SOCKET_BYTES, WITNESS, Service, Stack, server_environment
 from services.supervise import State, Supervisor, _state
+from tests.conftest import FOREIGN
 
 
 def run(*arguments: str, data: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -524,6 +526,14 @@ def test_the_tests_forget_every_foreign_variable() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | foreign, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_the_variables_of_the_tests_are_not_forgotten() -> None:
+    """Les réglages des essais (TESTS_KILLS…) ne portent pas le nom de ce que les essais oublient."""
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    read = {name for text in texts for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', text)}
+    assert "TESTS_KILLS" in read
+    assert {name for name in read if name.startswith(FOREIGN)} == set()
 
 
 # --- Ce qui est à quelqu'un d'autre n'est ni effacé, ni suivi, ni ouvert ---
