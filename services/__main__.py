@@ -35,7 +35,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -44,6 +44,7 @@ from commun.errors import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
 from commun.systems import locked
 from services import data, health, install
+from services.doctor.report import together
 from services.flink import Flink
 from services.health import Check
 from services.stack import (
@@ -62,7 +63,8 @@ from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
 ENDING_SECONDS = 5
-ANSWERS = "répond"
+ANSWERS, MUTE = "répond", "tourne mais ne répond pas"
+INSIST_SECONDS = 8.0  # une machine chargée met plusieurs secondes à répondre
 STOPPED = "{} vient d'être arrêté{} par une autre commande : « make services » redémarre ce qui ne tourne pas."
 INTERRUPTED = (
     "Interrompu avant la fin : les serveurs déjà lancés continuent. « make status » dit où ils en sont, "
@@ -260,7 +262,7 @@ def status_json(stack: Stack, args: argparse.Namespace) -> int:
     supervisor = Supervisor(stack)
     keep_ports(stack, supervisor)
     states, questions = supervisor.states(), health.checks(stack)
-    words = {name: describe(states.get(name), questions[name]) for name in NAMES}
+    words = described(NAMES, states, questions)
     state = data.read_state()
     print(json.dumps({"services": words, "donnees": state}, ensure_ascii=False))
     return 0 if set(words.values()) == {ANSWERS} and not overdue(state, args.max_waiting) else 1
@@ -280,11 +282,11 @@ def services_status(stack: Stack) -> bool:
     healthy = True
     orphans = [] if states else supervisor.orphans()
     asked = [name for name in FLINK_NAMES if name in states and states[name].word != STOPPED_WORD]
-    for name in (*NAMES, *asked):
+    words = described((*NAMES, *asked), states, questions)
+    for name, found in words.items():
         state = states.get(name)
-        word = describe(state, questions[name])
-        if orphans and describe(State(name, "", os.getpid()), questions[name]) == ANSWERS:
-            word = "répond, sans superviseur"
+        left = orphans and describe(State(name, "", os.getpid()), questions[name], patience=0) == ANSWERS
+        word = "répond, sans superviseur" if left else found
         healthy &= word == ANSWERS
         since = f"pid {state.pid}, depuis {duration(state.seconds)}" if state and state.alive else ""
         print(f"{name:<12} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
@@ -299,14 +301,28 @@ def services_status(stack: Stack) -> bool:
     return healthy
 
 
-def describe(state: State | None, answers: Check) -> str:
-    """L'état d'un service, en quelques mots."""
+def described(names: Sequence[str], states: Mapping[str, State], questions: Mapping[str, Check]) -> dict[str, str]:
+    """L'état de chacun de ces services, demandé à tous à la fois."""
+    found: dict[str, str] = {}
+
+    def one(name: str, answers: Check) -> None:
+        found[name] = describe(states.get(name), answers)
+
+    together(one, {name: questions[name] for name in names}, 2 * INSIST_SECONDS)
+    return {name: found.get(name, MUTE) for name in names}
+
+
+def describe(state: State | None, answers: Check, patience: float = INSIST_SECONDS) -> str:
+    """L'état d'un service, en quelques mots. Muet, il est redemandé ``patience`` secondes : il est peut-être lent."""
     if state is None or not state.alive:
         return state.word if state else STOPPED_WORD
     if state.frozen:
         return "gelé"
+    deadline = time.monotonic() + patience
     try:
-        return ANSWERS if answers() else "tourne mais ne répond pas"
+        while not (answered := answers()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return ANSWERS if answered else MUTE
     except PipelineError as error:
         return f"tourne mais refuse : {error}"
 

@@ -1,6 +1,7 @@
 """Le dossier d'une pile : ce qui est à elle, ce qui ne l'est pas, et ce que « reset » efface ; sans aucun serveur."""
 
 import errno
+import itertools
 import os
 import pty
 import re
@@ -132,9 +133,41 @@ def test_reset_stops_the_servers_first(old_stack: Path, monkeypatch: pytest.Monk
     assert seen == [True]
 
 
+@pytest.mark.parametrize(("answers", "word"), [([False, False, True], "répond"), ([False] * 99, services_main.MUTE)])
+def test_a_slow_service_is_not_mute(monkeypatch: pytest.MonkeyPatch, answers: list[bool], word: str) -> None:
+    """« status » redemande avant de dire qu'un service ne répond pas ; une seconde par question, ici."""
+    clock, replies = itertools.count(), iter(answers)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    running = State("mongodb", "", os.getpid())
+    found = services_main.describe(running, lambda: next(replies))
+    assert (found, len(list(replies)) > 0) == (word, word == services_main.MUTE)
+
+
+class Waiting(threading.Event):
+    """Levé quand une commande dit qu'elle en attend une autre ; ``said`` : ses phrases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        """À la place de services.__main__.say."""
+        self.said.append(sentence)
+        self.set()
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """Ce que disent les commandes de cet essai."""
+    waiting = Waiting()
+    monkeypatch.setattr(services_main, "say", waiting.say)
+    return waiting
+
+
 @pytest.mark.parametrize("create", [True, False])
 def test_only_one_command_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, create: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, *, create: bool
 ) -> None:
     """Deux commandes sur une pile : la seconde attend la fin de la première, et dit une fois qui elle attend."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
@@ -149,11 +182,11 @@ def test_only_one_command_at_a_time(
     thread.start()
     with alone(Stack(), create=True):
         inside.set()
-        time.sleep(0.3)
+        assert waiting.wait(60)
         order.append("première")
-    thread.join(5)
+    thread.join(60)
     assert order == ["première", "seconde"]
-    (sentence,) = capsys.readouterr().err.splitlines()
+    (sentence,) = waiting.said
     assert sentence.startswith(f"Une autre commande travaille sur cette pile (pid {os.getpid()}) : on attend sa fin")
 
 
@@ -186,7 +219,7 @@ def test_reset_asks_on_a_terminal(old_stack: Path, answer: str, *, erased: bool)
 
 @pytest.mark.parametrize("taken_over", [False, True])
 def test_a_command_that_waited_for_a_reset_starts_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, taken_over: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, *, taken_over: bool
 ) -> None:
     """« up » qui attendait la fin d'un « reset » : le dossier n'est plus là, il en a un neuf, et à lui seul."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
@@ -201,7 +234,7 @@ def test_a_command_that_waited_for_a_reset_starts_anew(
     def resets() -> None:
         with alone(Stack(), create=True):
             inside.set()
-            time.sleep(0.3)  # le temps que l'autre attende
+            assert waiting.wait(60)
             shutil.rmtree(Stack().data)
             if taken_over:  # par une troisième commande
                 Stack().adopt()
@@ -211,7 +244,7 @@ def test_a_command_that_waited_for_a_reset_starts_anew(
         thread.start()
         inside.wait(60)
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert done.is_set()
 
 
