@@ -239,14 +239,17 @@ def down(stack: Stack) -> bool:
 
 
 def status(stack: Stack, args: argparse.Namespace) -> int:
-    """Affiche l'état des services et des données, une fois ou sans fin ; le code de la dernière fois."""
-    while True:
-        code = status_json(stack, args) if args.json else status_text(stack, args)
-        sys.stdout.flush()
-        if not args.watch:
-            return code
-        time.sleep(args.watch)
-        print()
+    """Affiche l'état des services et des données, une fois, et renvoie le code ; --watch, jusqu'à ce qu'on l'arrête."""
+    show = status_json if args.json else status_text
+    if not args.watch:
+        return show(stack, args)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show(stack, args)
+            sys.stdout.flush()
+            time.sleep(args.watch)
+            print()
+    return 0
 
 
 def status_text(stack: Stack, args: argparse.Namespace) -> int:

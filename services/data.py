@@ -24,7 +24,7 @@ from commun.kafka import admin_config, client_config, connect
 from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
 from services.doctor.report import together
 
-SECONDS = 3.0
+SECONDS = 6.0
 STATE_SECONDS = 10.0  # au-delà, on dit ce qu'on sait
 SALES = ("VENTES_TOPIC", "ventes-stream")
 MANIFESTS = "ventes_[0-9]*.json"

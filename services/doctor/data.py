@@ -4,7 +4,7 @@ from commun.dead_letters import SUFFIX
 from services.data import State, ago, number, read_state, silent
 from services.doctor.report import Check, Finding, Notes, unknown
 
-STATE_SECONDS = 4.0  # un contrôle en a cinq
+STATE_SECONDS = 9.0  # un contrôle en a dix
 STALE_SECONDS = 600.0  # un export ou un chargement plus vieux, alors que quelque chose l'attend, n'a plus lieu
 
 

@@ -1,6 +1,7 @@
 """« status » dit où en sont les données, étape par étape, et sert de sonde."""
 
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -60,7 +61,7 @@ def test_a_look_and_marks_are_not_late(csv_lab: CsvLab) -> None:
 
 
 def test_watch_goes_on_until_stopped(lab: Lab) -> None:
-    """--watch redit l'état, jusqu'à ce qu'on l'arrête."""
+    """--watch redit l'état, jusqu'à ce qu'on l'arrête : Ctrl-C n'est pas un échec."""
     process = subprocess.Popen(
         [sys.executable, "-m", "services", "status", "--watch", "0.1"],
         cwd=ROOT, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
@@ -70,6 +71,9 @@ def test_watch_goes_on_until_stopped(lab: Lab) -> None:
         while told < 2 and process.stdout and (line := process.stdout.readline()):
             told += line.startswith("à charger")
         assert told == 2
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
     finally:
         process.kill()
         process.communicate(timeout=60)
