@@ -22,6 +22,9 @@ PORT_MAX = 65_535
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL = "info"
 
+# Ce qu'un fichier peut contenir, et qu'un terminal exécuterait au lieu de l'afficher.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
+
 # argparse ne parle qu'anglais : ses phrases, et les nôtres.
 _FRENCH = (
     (r"unrecognized arguments: (.*)", r"option ou argument inconnu : \1"),
@@ -85,12 +88,9 @@ class Parser(argparse.ArgumentParser):
             if not any_level:
                 self.error(f"LOG_LEVEL={args.log_level} : ce n'est pas un niveau ({', '.join(LEVELS)})")
             args.log_level = LEVEL
-        logging.basicConfig(
-            level=args.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-        )
-        if args.log_format == "json":
-            for handler in logging.getLogger().handlers:
-                handler.setFormatter(JsonLines())
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines() if args.log_format == "json" else TextLines())
+        logging.basicConfig(level=args.log_level.upper(), handlers=[handler])
         for library in ("pymongo", "schedule", "faker"):
             logging.getLogger(library).setLevel(logging.WARNING)
         for name, value in vars(args).items():
@@ -105,6 +105,22 @@ class Parser(argparse.ArgumentParser):
                 message = match.expand(sentence)
                 break
         self.exit(2, f"{self.prog} : {message}. Voyez « {self.prog} --help ».\n")
+
+
+def printable(text: str) -> str:
+    """Ce texte, sur une ligne qu'un terminal peut afficher : un caractère de commande y est écrit, et non exécuté."""
+    return text.translate(_CONTROL)
+
+
+class TextLines(logging.Formatter):
+    """--log-format text : l'heure et la phrase, en une ligne ; un nom de colonne ou de fichier peut tout contenir."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """La ligne, sans la trace qui la suit."""
+        return printable(super().formatMessage(record))
 
 
 class JsonLines(logging.Formatter):
@@ -214,7 +230,7 @@ def _failed(sentence: str, code: int = 1) -> int:
     if any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers):
         log.error("%s", sentence)
     else:
-        print(sentence, file=sys.stderr)
+        print(*map(printable, sentence.split("\n")), sep="\n", file=sys.stderr)
     log.debug("Détail :", exc_info=True)
     return code
 

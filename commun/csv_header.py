@@ -143,6 +143,23 @@ def read_header(data: bytes, options: Options, *, final: bool = False) -> Header
     return read(data, start, options, final)
 
 
+def awaited(data: bytes, options: Options) -> str:
+    """Ce qui manque à un fichier qui commence par ``data`` pour que ``read_header`` ne rende plus None."""
+    encoding, start = recognised(data, options.encoding)
+    if encoding.startswith("utf-16"):
+        data, start = utf8_of(data[start:], encoding), 0
+    bare = bool(options.columns or options.no_header)
+    rest = data[_first_line(data, start, None)[0] :]
+    if not rest.strip():
+        return "il n'a pas encore de ligne" if bare else "il n'a pas encore d'en-tête"
+    if b"\n" not in rest:
+        what, waiter = ("sa première ligne", "elle") if bare else ("son en-tête", "il")
+        return f"{what} n'a pas encore de fin de ligne (touche Entrée), {waiter} attend"
+    if rest.count(b'"') % 2:
+        return "un guillemet ouvert dans son en-tête attend sa fin"
+    return "sa première ligne de données dira quel est son séparateur ; ou dites-le (--delimiter)"
+
+
 def _with_header(data: bytes, start: int, options: Options, final: bool) -> Header | None:
     end = start
     for _ in range(HEADER_LINES):
@@ -161,6 +178,8 @@ def _with_header(data: bytes, start: int, options: Options, final: bool) -> Head
             if (problem := french(error)) != OPEN_QUOTE or (final and end == len(data)):
                 raise HeaderError(f"son en-tête n'est pas du CSV ({problem})") from error
         else:
+            if not cells:  # un retour chariot seul : la ligne n'est pas finie
+                return None
             return Header(
                 _unique(cells), separator, end, data.count(b"\n", 0, end), options.encoding, tuple(cells), spaced
             )
@@ -202,12 +221,21 @@ def _header_cells(text: str, delimiter: str) -> tuple[list[str], bool]:
     """Les noms, et s'il faut passer l'espace qui précède leurs guillemets ; lève csv.Error."""
     if f'{delimiter} "' in text:
         try:
-            (cells,) = _records(text, delimiter, skipinitialspace=True)
-            return cells, True
+            return _one_record(text, delimiter, skipinitialspace=True), True
         except csv.Error:
             pass  # ces espaces n'étaient pas devant des guillemets ouvrants
-    (cells,) = _records(text, delimiter)
-    return cells, False
+    return _one_record(text, delimiter), False
+
+
+def _one_record(text: str, delimiter: str, **dialect: Any) -> list[str]:
+    """Le seul enregistrement de ``text`` ; lève csv.Error.
+
+    S'il y en a deux, ses premières lignes n'en étaient pas un avec un autre séparateur : un guillemet y est ouvert.
+    """
+    first, *others = _records(text, delimiter, **dialect)
+    if others:
+        raise csv.Error(OPEN_QUOTE)
+    return first
 
 
 def _records(text: str, delimiter: str, **dialect: Any) -> Iterator[list[str]]:

@@ -42,7 +42,9 @@ PRODUCER_CONFIG = {
     "partitioner": "murmur2_random",  # comme les producteurs : une clé, une partition
     "compression.type": "lz4",
 }
-GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "message.timeout.ms")
+GUARANTEED = (
+    "acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "message.timeout.ms", "partitioner",
+)  # fmt: skip
 
 Line = dict[str, Any]  # une lettre, telle qu'elle est montrée puis relue : origine, raison, « lettre », « valeur »
 Ready = tuple[str | bytes | None, bytes, Headers]  # clé, valeur, en-têtes d'un message à renvoyer

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -33,6 +42,8 @@ _FOREIGN = ("HOME", "OPTS", "HEAP_OPTS", "LOG4J_OPTS", "JVM_PERFORMANCE_OPTS", "
 _KUBERNETES = ("PORT", "SERVICE_")
 
 ADMIN_SECONDS = 10.0
+PATIENCE_SECONDS = 3 * ADMIN_SECONDS  # d'un cluster qui a répondu, puis tarde : il est lent, pas absent
+_SILENCES = (KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT, KafkaError._TRANSPORT, KafkaError.NOT_CONTROLLER)
 # Une lettre morte pèse ses en-têtes de plus que le message d'origine : sa file accepte le double du défaut (1 Mo).
 DEAD_LETTER_BYTES = 2_097_152
 DEAD_LETTER_TOPIC = {"retention.ms": "-1", "min.insync.replicas": "2", "max.message.bytes": str(DEAD_LETTER_BYTES)}
@@ -208,27 +219,59 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
     """Crée ceux des ``topics`` qui manquent ; un topic existant reste tel qu'il est, et ce qu'il ne tient pas se dit.
 
     Sert aussi de première poignée de main : lève PipelineError, avec la cause, si Kafka ne répond pas
-    au bout de ADMIN_SECONDS ou refuse une création.
+    au bout de ADMIN_SECONDS, tarde ensuite plus de PATIENCE_SECONDS, ou refuse une création.
     """
     admin = connect(AdminClient, admin_config(config))
-    try:
-        known = admin.list_topics(timeout=ADMIN_SECONDS).topics
-    except KafkaException as error:
-        admin.poll(0)  # sert les rappels : la cause
-        outage = getattr(config.get("error_cb"), "__self__", None)
-        cause = outage.cause if isinstance(outage, Outage) and outage.cause else START_HINT
-        raise PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {cause}.") from error
+    known = _list_topics(config, admin)
     missing = [topic for topic in topics if topic.topic not in known]
-    for name, outcome in admin.create_topics(missing, request_timeout=ADMIN_SECONDS).items() if missing else ():
-        try:
-            outcome.result()
-            log.info("Topic %s créé.", name)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise PipelineError(f"Kafka refuse de créer le topic « {name} » : {refusal(error.args[0])}.") from error
-    _check_copies(admin, {topic.topic for topic in topics if "min.insync.replicas" in (topic.config or {})}, missing)
+    for name in create_topics(config, admin, missing):
+        log.info("Topic %s créé.", name)
+    _check_copies(
+        config, admin, {topic.topic for topic in topics if "min.insync.replicas" in (topic.config or {})}, missing
+    )
     policies = {topic.topic: (topic.config or {}).get("cleanup.policy", "") for topic in topics}
     _check_policies(admin, {name: "compact" in policy for name, policy in policies.items()})
+
+
+def _list_topics(config: Config, admin: AdminClient, topic: str | None = None) -> dict[str, Any]:
+    """Les topics du cluster, ou celui-là seulement ; lève PipelineError si Kafka ne répond pas."""
+    try:
+        return dict(admin.list_topics(topic, ADMIN_SECONDS).topics)
+    except KafkaException as error:
+        raise _no_answer(config, admin) from error
+
+
+def _no_answer(config: Config, admin: AdminClient) -> PipelineError:
+    admin.poll(0)  # sert les rappels : la cause
+    outage = getattr(config.get("error_cb"), "__self__", None)
+    cause = outage.cause if isinstance(outage, Outage) and outage.cause else START_HINT
+    return PipelineError(f"Kafka ne répond pas sur {config['bootstrap.servers']} : {cause}.")
+
+
+def create_topics(config: Config, admin: AdminClient, topics: Iterable[NewTopic]) -> list[str]:
+    """Crée ces topics, et rend les noms de ceux qu'un autre n'a pas créés entre-temps.
+
+    Un silence n'est pas un refus : la création est redemandée. Lève PipelineError si Kafka la refuse, ou se tait plus
+    de PATIENCE_SECONDS.
+    """
+    left, created = {topic.topic: topic for topic in topics}, list[str]()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left:
+        for name, outcome in admin.create_topics(list(left.values()), request_timeout=ADMIN_SECONDS).items():
+            try:
+                outcome.result()
+                created.append(name)
+            except KafkaException as error:
+                if (code := error.args[0].code()) in _SILENCES:
+                    if time.monotonic() > deadline:
+                        raise _no_answer(config, admin) from error
+                    time.sleep(0.1)
+                    continue
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    why = refusal(error.args[0])
+                    raise PipelineError(f"Kafka refuse de créer le topic « {name} » : {why}.") from error
+            del left[name]
+    return created
 
 
 def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -243,11 +286,11 @@ def _settings(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, s
         return {}
 
 
-def _check_copies(admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
+def _check_copies(config: Config, admin: AdminClient, names: set[str], created: list[NewTopic]) -> None:
     """Dit quels topics ne gardent pas deux copies ; PipelineError si rien ne peut y être écrit."""
     new = {topic.topic for topic in created}
     deadline = time.monotonic() + ADMIN_SECONDS  # un topic à peine créé n'est pas encore connu de tous les brokers
-    while names - (known := admin.list_topics(timeout=ADMIN_SECONDS).topics).keys() and time.monotonic() < deadline:
+    while names - (known := _list_topics(config, admin)).keys() and time.monotonic() < deadline:
         time.sleep(0.1)
     for name, settings in _settings(admin, names).items():
         partitions = known[name].partitions.values() if name in known else ()
@@ -284,7 +327,7 @@ def count_partitions(config: Config, topic: str) -> int:
     """Nombre de partitions de ``topic`` ; attend qu'un topic à peine créé soit connu de tous les brokers."""
     admin = connect(AdminClient, admin_config(config))
     while True:
-        if count := len(admin.list_topics(topic, ADMIN_SECONDS).topics[topic].partitions):
+        if count := len(_list_topics(config, admin, topic)[topic].partitions):
             return count
         time.sleep(0.1)
 
@@ -371,20 +414,24 @@ class Lag:
 class FromBeginning:
     """Rappel d'attribution de --from-beginning : une partition reçue pour la première fois repart de son début.
 
-    Rendue puis reçue de nouveau (un membre est venu, puis parti), elle continue à la position du groupe.
+    Rendue puis reçue de nouveau (un membre est venu, puis parti), elle continue à la position du groupe, ou, s'il n'en
+    valide pas, à celle que dit ``after``.
     """
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, int]] = set()
+        self._next: dict[tuple[str, int], int] = {}
 
     def __call__(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """``partitions`` arrivent."""
-        for partition in partitions:
-            place = (partition.topic, partition.partition)
-            if place not in self._seen:
-                partition.offset = OFFSET_BEGINNING
-            self._seen.add(place)
+        for one in partitions:
+            one.offset = self._next.get((one.topic, one.partition), OFFSET_BEGINNING)
+            self._next.setdefault((one.topic, one.partition), OFFSET_INVALID)  # OFFSET_INVALID : celle du groupe
         consumer.incremental_assign(partitions)
+
+    def after(self, messages: Iterable[Message]) -> None:
+        """Ces messages sont traités, et ce groupe ne le retient pas."""
+        places = (place(message, 1) for message in messages)
+        self._next |= {(there.topic, there.partition): there.offset for there in places}
 
 
 def dead_letter_of(message: Message, why: str) -> Headers:

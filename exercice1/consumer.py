@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
 from commun.cli import Parser, Stop, positive, run
@@ -107,18 +107,45 @@ class Screen:
         self.shown += len(records)
 
 
-def remember(consumer: Consumer, messages: Sequence[Message]) -> None:
-    """Retient la position qui suit ``messages`` ; le client la valide de lui-même."""
-    following = {message.partition(): place(message, 1) for message in messages}
-    try:
-        consumer.store_offsets(offsets=list(following.values()))
-    except KafkaException as error:
-        log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
+class Reading:
+    """Où en est ce membre du groupe : le topic qu'il lit (``source``), et ce qui est retenu de ce qu'il a montré.
+
+    ``apart`` : un regard à part (--from-beginning, sans --group). Sa position n'est gardée qu'ici : validée, elle
+    resterait sept jours dans Kafka, comme un retard que personne ne rattrape.
+    """
+
+    def __init__(self, source: SameTopic, from_beginning: bool, *, apart: bool) -> None:
+        self.source, self._apart = source, apart
+        self._beginning = FromBeginning() if from_beginning else None
+        self._active_at: float | None = None
+
+    def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """``partitions`` arrivent."""
+        self._active_at = self._active_at or time.monotonic()
+        if self._beginning:
+            self._beginning(consumer, partitions)
+        else:
+            consumer.incremental_assign(partitions)
+
+    def remember(self, consumer: Consumer, messages: Sequence[Message]) -> None:
+        """Retient la position qui suit ``messages`` ; le client valide de lui-même celle d'un groupe."""
+        self._active_at = time.monotonic()
+        if self._apart and self._beginning:
+            self._beginning.after(messages)
+            return
+        following = {message.partition(): place(message, 1) for message in messages}
+        try:
+            consumer.store_offsets(offsets=list(following.values()))
+        except KafkaException as error:
+            log.debug("Partition passée à un autre membre, qui remontrera ces lignes : %s", error)
+
+    def idle(self, seconds: float) -> bool:
+        """Vrai si rien n'est arrivé depuis ``seconds`` ; le temps d'entrer dans le groupe ne compte pas."""
+        return self._active_at is not None and time.monotonic() - self._active_at > seconds
 
 
-def watch(consumer: Consumer, screen: Screen, source: SameTopic, args: argparse.Namespace, stop: Stop) -> None:
+def watch(consumer: Consumer, screen: Screen, reading: Reading, args: argparse.Namespace, stop: Stop) -> None:
     """La boucle : lire, montrer, retenir la position."""
-    active = time.monotonic()
     while not stop and not reader_gone() and (args.max_messages is None or screen.shown < args.max_messages):
         room = BATCH_SIZE if args.max_messages is None else min(BATCH_SIZE, args.max_messages - screen.shown)
         messages = [message for message in consumer.consume(room, BATCH_SECONDS) if readable(message)]
@@ -127,20 +154,19 @@ def watch(consumer: Consumer, screen: Screen, source: SameTopic, args: argparse.
         wanted = [record for record in records if selected(record, args.filter)]
         if wanted:
             screen.show(wanted)
-        source.check(IDENTITY_SECONDS)
+        reading.source.check(IDENTITY_SECONDS)
         if messages:
-            remember(consumer, messages)
-            active = time.monotonic()
-        elif args.idle_timeout and time.monotonic() - active > args.idle_timeout:
+            reading.remember(consumer, messages)
+        elif args.idle_timeout and reading.idle(args.idle_timeout):
             break
 
 
-def join(consumer: Consumer, screen: Screen, source: SameTopic, args: argparse.Namespace, stop: Stop) -> bool:
+def join(consumer: Consumer, screen: Screen, reading: Reading, args: argparse.Namespace, stop: Stop) -> bool:
     """Un membre du groupe, de son entrée à sa sortie ; vrai si le topic, recréé, est à relire par un client neuf."""
     try:
-        start = {"on_assign": FromBeginning()} if args.from_beginning else {}
-        consumer.subscribe([args.topic], on_revoke=screen.lag.forget, on_lost=screen.lag.forget, **start)
-        watch(consumer, screen, source, args, stop)
+        forget = screen.lag.forget
+        consumer.subscribe([args.topic], on_assign=reading.on_assign, on_revoke=forget, on_lost=forget)
+        watch(consumer, screen, reading, args, stop)
     except Recreated:
         return True
     finally:
@@ -175,14 +201,16 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     metrics_option(parser)
     parser.option("--from-beginning", action="store_true", help="relit le topic depuis son début")
     parser.option("--max-messages", type=positive(), help="s'arrête après N messages montrés")
-    parser.option("--idle-timeout", type=positive(float), help="s'arrête après S secondes sans message")
+    parser.option("--idle-timeout", type=positive(float),
+                  help="s'arrête après S secondes sans message, une fois dans le groupe")  # fmt: skip
     parser.option("--format", choices=("table", "json", "raw"),
                   help="table alignée, JSON ou octets ; par défaut table dans un terminal, sinon json")  # fmt: skip
     parser.option("--show", type=_details, default=[], metavar="DÉTAIL,…", help=f"montre aussi : {', '.join(DETAILS)}")
     parser.option("--filter", type=_condition, action="append", default=[], metavar="COLONNE=VALEUR",
                   help="ne montre que ces lignes ; répétable")  # fmt: skip
     args = parser.parse(argv)
-    if args.from_beginning and args.group == GROUP:  # qui regarde tout ne prend pas leurs lignes aux autres
+    args.apart = args.from_beginning and args.group == GROUP
+    if args.apart:  # qui regarde tout ne prend pas leurs lignes aux autres
         args.group = f"{GROUP}-{uuid.uuid4().hex[:8]}"
     args.filter = dict(args.filter)
     args.format = args.format or ("table" if sys.stdout.isatty() else "json")
@@ -193,13 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Point d'entrée."""
     args = parse_options(argv)
     stop = Stop()
-    config = client_config(CONSUMER_CONFIG | {"group.id": args.group}, GUARANTEED, args)
+    identity = {"group.id": args.group, "enable.auto.commit": not args.apart}
+    config = client_config(CONSUMER_CONFIG | identity, GUARANTEED, args)
     ensure_topics(config, NewTopic(args.topic, PARTITIONS, REPLICATION_FACTOR, config=TOPIC_CONFIG))
-    screen, source = Screen(args.format), SameTopic(config, args.topic)
+    screen, reading = Screen(args.format), Reading(SameTopic(config, args.topic), args.from_beginning, apart=args.apart)
     log.info("Lecture de %s (groupe %s).", args.topic, args.group)
     serve_metrics(args.metrics_port, lambda: Measures(screen.shown, screen.lag.left))
-    while join(connect(Consumer, config), screen, source, args, stop):
-        args.from_beginning = True
+    while join(connect(Consumer, config), screen, reading, args, stop):
+        reading = Reading(reading.source, True, apart=args.apart)
     log.info("Terminé. Messages montrés : %d.", screen.shown)
     return 0
 

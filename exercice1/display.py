@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-# Ce qu'un fichier peut contenir et qu'un terminal exécuterait au lieu de l'afficher.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
+from commun.cli import printable
+
 _GAP = "  "
 _DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -64,6 +64,7 @@ class Table:
 
     def __init__(self) -> None:
         self._columns: tuple[str, ...] = ()
+        self._names: list[str] = []  # les mêmes, telles qu'elles s'affichent
         self._widths: list[int] = []
 
     def lines(self, records: Sequence[Record]) -> Iterator[str]:
@@ -71,18 +72,19 @@ class Table:
         for number, record in enumerate(records):
             details = [_shown(detail) for detail in record.details.values()]
             if record.fields is None:
-                text = "(vide)" if record.value is None else _clean(record.value.decode("utf-8", "replace"))
+                text = "(vide)" if record.value is None else printable(record.value.decode("utf-8", "replace"))
                 yield _GAP.join([*details, f"texte : {text}"])
                 continue
-            columns, cells = (*record.details, *record.fields), [*details, *map(_clean, record.fields.values())]
+            columns, cells = (*record.details, *record.fields), [*details, *map(printable, record.fields.values())]
             if columns != self._columns:
                 self._columns, self._widths = columns, [0] * len(columns)
                 # Toutes les lignes suivantes de même forme sont déjà connues : autant prendre leur largeur d'un coup.
                 ahead = [r for r in records[number:] if r.fields is not None and (*r.details, *r.fields) == columns]
-                self._widen([*(columns,), *([*map(_shown, r.details.values()), *_cells(r)] for r in ahead)])
-                yield self._line(columns)
+                self._names = [printable(name) for name in columns]
+                self._widen([self._names, *([*map(_shown, r.details.values()), *_cells(r)] for r in ahead)])
+                yield self._line(self._names)
             elif self._widen([cells]):
-                yield self._line(columns)
+                yield self._line(self._names)
             yield self._line(cells)
 
     def _widen(self, rows: Sequence[Sequence[str]]) -> bool:
@@ -97,15 +99,11 @@ class Table:
 
 
 def _cells(record: Record) -> list[str]:
-    return [_clean(text) for text in (record.fields or {}).values()]
+    return [printable(text) for text in (record.fields or {}).values()]
 
 
 def _shown(detail: Any) -> str:
-    return "" if detail is None else _clean(str(detail))
-
-
-def _clean(text: str) -> str:
-    return text.translate(_CONTROL)
+    return "" if detail is None else printable(str(detail))
 
 
 def _width(text: str) -> int:

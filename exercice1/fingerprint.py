@@ -11,6 +11,7 @@ from commun.csv_header import Header
 
 WINDOW_BYTES = 4096  # octets comptés dans une empreinte, au début du fichier et avant la place
 PAST_FILES = 8
+NAMES_BYTES = 524_288  # les noms de colonnes sont dans la position, dont Kafka refuserait un message de plus d'1 Mo
 
 Identity = tuple[int, int]  # périphérique, inode
 
@@ -74,6 +75,11 @@ class Saved:
     def decode(value: bytes) -> "Saved":
         """Le retour ; une version plus ancienne en disait moins."""
         return msgspec.json.decode(value, type=Saved)
+
+
+def too_many_names(header: Header) -> bool:
+    """Vrai si la position d'un fichier de cet en-tête pourrait ne pas tenir dans un message."""
+    return len(msgspec.json.encode(header.names)) > NAMES_BYTES
 
 
 def digest(head: bytes, window: bytes) -> str:

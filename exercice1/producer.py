@@ -56,14 +56,17 @@ PRODUCER_CONFIG = {
     "enable.idempotence": True,  # un renvoi après une coupure ne crée ni doublon ni désordre
     "transaction.timeout.ms": 20_000,  # tué net et pas relancé, il ne bloque pas les lecteurs plus longtemps
     "message.max.bytes": MESSAGE_BYTES,
-    "partitioner": "murmur2_random",  # le même choix de partition que les clients Java
+    "partitioner": "murmur2_random",  # une clé, une partition, donc un ordre ; le même choix que les clients Java
     "compression.type": "lz4",
     "linger.ms": 20,  # 20 ms d'attente font des lots ; la fin d'une transaction n'attend pas
     "batch.size": 1_000_000,
     "queue.buffering.max.kbytes": 131_072,  # borne la mémoire ; file pleine, on ralentit
     "delivery.report.only.error": True,  # la transaction confirme tout d'un coup
 }
-GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.report.only.error")
+GUARANTEED = (
+    "acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.report.only.error",
+    "partitioner",
+)  # fmt: skip
 
 
 def watch(sender: Sender, stop: Stop, *, anew: bool, progress: Progress | None) -> None:

@@ -9,10 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from commun.csv_header import Header, HeaderError, Options, read_header, recognised
+from commun.csv_header import Header, HeaderError, Options, awaited, read_header, recognised
 from commun.csv_rows import Chunk, Parser, Place, open_parser
 from commun.systems import open_shared
-from exercice1.fingerprint import WINDOW_BYTES, Identity, Mark, digest, identity_of, matches, read_at, windows
+from exercice1.fingerprint import (
+    NAMES_BYTES,
+    WINDOW_BYTES,
+    Identity,
+    Mark,
+    digest,
+    identity_of,
+    matches,
+    read_at,
+    too_many_names,
+    windows,
+)
 from exercice1.json_rows import Row, converter
 
 CHUNK_BYTES = 262_144  # lus d'un coup
@@ -140,7 +151,7 @@ class OpenCsv:
     def hint(self, path: Path) -> str:
         """Ce que l'inachevé attend, en une phrase."""
         if not self.marks:
-            return f"{path} : son en-tête n'a pas encore de fin de ligne (touche Entrée), il attend."
+            return f"{path} : {awaited(read_at(self.file, self._base(), CHUNK_BYTES), self.form.options)}."
         line = self.marks[-1].lines + 1
         if self.pending.count(b'"') % 2:
             return f"{path} : un guillemet ouvert à la ligne {line} attend sa fin."
@@ -150,7 +161,7 @@ class OpenCsv:
 
     def _open_parser(self, final: bool) -> Parser[Row] | None:
         """Lit l'en-tête ; None s'il n'est pas encore là."""
-        base = 0 if self.form.options.encoding.startswith("utf-16") else _hole(self.file)  # un octet nul y est banal
+        base = self._base()
         if self.bare and self.before:
             header: Header | None = _borrowed(self.before, self.before.encoding)
         else:
@@ -165,6 +176,10 @@ class OpenCsv:
         self.parser, self._read_to = self.form.parser(header, Place(mark.offset, mark.lines, mark.torn)), mark.offset
         return self.parser
 
+    def _base(self) -> int:
+        """L'octet où son texte commence."""
+        return 0 if self.form.options.encoding.startswith("utf-16") else _hole(self.file)  # un octet nul y est banal
+
     def _read_header(self, base: int, final: bool) -> Header | None:
         """L'en-tête du fichier, qui commence à l'octet ``base``."""
         options, size = self.form.options, CHUNK_BYTES
@@ -176,6 +191,8 @@ class OpenCsv:
             header = read_header(data, options, final=final and whole)
             if header is not None and self.before is not None and not self.marks:
                 header = self._compare(header, self.before, data)
+            if header and too_many_names(header):
+                raise HeaderError(f"les noms de ses {len(header.names)} colonnes font plus de {NAMES_BYTES} octets")
             if header or whole:
                 return header
             if size > options.max_row_bytes:

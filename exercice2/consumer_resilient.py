@@ -83,7 +83,7 @@ TRANSACTION_CONFIG = {"message.timeout.ms": 10_000, "transaction.timeout.ms": 10
 GUARANTEED = (
     "enable.auto.commit", "enable.auto.offset.store", "isolation.level", "auto.offset.reset", "enable.partition.eof",
     "acks", "enable.idempotence", "message.timeout.ms", "transaction.timeout.ms", "transactional.id",
-    "partition.assignment.strategy",
+    "partition.assignment.strategy", "partitioner",
 )  # fmt: skip
 
 

@@ -66,7 +66,9 @@ PRODUCER_CONFIG = {
     "queue.buffering.max.messages": 50_000,  # borne la mémoire ; file pleine, la lecture ralentit
     "statistics.interval.ms": 1_000,  # d'où l'on tire le nombre de renvois
 }
-GUARANTEED = ("acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms")
+GUARANTEED = (
+    "acks", "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms", "partitioner",
+)  # fmt: skip
 CONTRACT = [header(TRANSACTION)]  # commun/contrats/transaction.json
 
 

@@ -56,7 +56,7 @@ PRODUCER_CONFIG = {
     "linger.ms": 20,  # 20 ms d'attente font des lots : bien moins de requêtes
     "queue.buffering.max.messages": 20_000,  # borne la mémoire ; file pleine, on ralentit
 }
-GUARANTEED = ("acks", "enable.idempotence", "message.timeout.ms")
+GUARANTEED = ("acks", "enable.idempotence", "message.timeout.ms", "delivery.report.only.error")
 CONTRACT = [header(SALE)]  # commun/contrats/vente.json
 
 

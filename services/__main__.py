@@ -13,7 +13,8 @@
 
 Garantit : « up » peut se relancer à tout moment, même après une coupure ; « down »
 ne laisse aucun processus ; rien n'écoute ailleurs que sur 127.0.0.1 ; « reset » demande
-d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit ; pendant que
+d'abord (sans terminal, il lui faut --oui), et n'efface que ce que la pile a écrit, et les
+dossiers de MongoDB et de PostgreSQL, entiers ; pendant que
 « up » attend les réponses, toute autre commande passe.
 Ports, noms et mots de passe : .env, à la racine. Données : le dossier .data.
 """
@@ -34,7 +35,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,7 @@ from commun.errors import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
 from commun.systems import locked
 from services import data, health, install
+from services.doctor.report import together
 from services.flink import Flink
 from services.health import Check
 from services.stack import (
@@ -61,7 +63,8 @@ from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse
 ENDING_SECONDS = 5
-ANSWERS = "répond"
+ANSWERS, MUTE = "répond", "tourne mais ne répond pas"
+INSIST_SECONDS = 8.0  # une machine chargée met plusieurs secondes à répondre
 STOPPED = "{} vient d'être arrêté{} par une autre commande : « make services » redémarre ce qui ne tourne pas."
 INTERRUPTED = (
     "Interrompu avant la fin : les serveurs déjà lancés continuent. « make status » dit où ils en sont, "
@@ -236,14 +239,17 @@ def down(stack: Stack) -> bool:
 
 
 def status(stack: Stack, args: argparse.Namespace) -> int:
-    """Affiche l'état des services et des données, une fois ou sans fin ; le code de la dernière fois."""
-    while True:
-        code = status_json(stack, args) if args.json else status_text(stack, args)
-        sys.stdout.flush()
-        if not args.watch:
-            return code
-        time.sleep(args.watch)
-        print()
+    """Affiche l'état des services et des données, une fois, et renvoie le code ; --watch, jusqu'à ce qu'on l'arrête."""
+    show = status_json if args.json else status_text
+    if not args.watch:
+        return show(stack, args)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show(stack, args)
+            sys.stdout.flush()
+            time.sleep(args.watch)
+            print()
+    return 0
 
 
 def status_text(stack: Stack, args: argparse.Namespace) -> int:
@@ -259,7 +265,7 @@ def status_json(stack: Stack, args: argparse.Namespace) -> int:
     supervisor = Supervisor(stack)
     keep_ports(stack, supervisor)
     states, questions = supervisor.states(), health.checks(stack)
-    words = {name: describe(states.get(name), questions[name]) for name in NAMES}
+    words = described(NAMES, states, questions)
     state = data.read_state()
     print(json.dumps({"services": words, "donnees": state}, ensure_ascii=False))
     return 0 if set(words.values()) == {ANSWERS} and not overdue(state, args.max_waiting) else 1
@@ -279,11 +285,11 @@ def services_status(stack: Stack) -> bool:
     healthy = True
     orphans = [] if states else supervisor.orphans()
     asked = [name for name in FLINK_NAMES if name in states and states[name].word != STOPPED_WORD]
-    for name in (*NAMES, *asked):
+    words = described((*NAMES, *asked), states, questions)
+    for name, found in words.items():
         state = states.get(name)
-        word = describe(state, questions[name])
-        if orphans and describe(State(name, "", os.getpid()), questions[name]) == ANSWERS:
-            word = "répond, sans superviseur"
+        left = orphans and describe(State(name, "", os.getpid()), questions[name], patience=0) == ANSWERS
+        word = "répond, sans superviseur" if left else found
         healthy &= word == ANSWERS
         since = f"pid {state.pid}, depuis {duration(state.seconds)}" if state and state.alive else ""
         print(f"{name:<12} {stack.ports[name]:>5}  {word:<12} {since}".rstrip())
@@ -298,14 +304,28 @@ def services_status(stack: Stack) -> bool:
     return healthy
 
 
-def describe(state: State | None, answers: Check) -> str:
-    """L'état d'un service, en quelques mots."""
+def described(names: Sequence[str], states: Mapping[str, State], questions: Mapping[str, Check]) -> dict[str, str]:
+    """L'état de chacun de ces services, demandé à tous à la fois."""
+    found: dict[str, str] = {}
+
+    def one(name: str, answers: Check) -> None:
+        found[name] = describe(states.get(name), answers)
+
+    together(one, {name: questions[name] for name in names}, 2 * INSIST_SECONDS)
+    return {name: found.get(name, MUTE) for name in names}
+
+
+def describe(state: State | None, answers: Check, patience: float = INSIST_SECONDS) -> str:
+    """L'état d'un service, en quelques mots. Muet, il est redemandé ``patience`` secondes : il est peut-être lent."""
     if state is None or not state.alive:
         return state.word if state else STOPPED_WORD
     if state.frozen:
         return "gelé"
+    deadline = time.monotonic() + patience
     try:
-        return ANSWERS if answers() else "tourne mais ne répond pas"
+        while not (answered := answers()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return ANSWERS if answered else MUTE
     except PipelineError as error:
         return f"tourne mais refuse : {error}"
 
@@ -327,6 +347,8 @@ def restart(stack: Stack, name: str) -> None:
     if name in TASKMANAGERS and not supervisor.is_alive(JOBMANAGER):
         raise PipelineError("Flink ne tourne pas : démarrez-le avec « make flink ».")
     with alone(stack, create=False):
+        if not supervisor.alive():  # « down » est passé pendant que l'on attendait son tour
+            raise ended(supervisor, name, PipelineError(UNATTENDED))
         supervisor.stop(name)
         refuse_taken_ports(stack, supervisor, [name])
         if name in FLINK_NAMES:
@@ -367,7 +389,7 @@ def reset(stack: Stack, *, sure: bool) -> None:
     down(stack)
     stack.witness.touch()  # interrompu, ou s'il reste autre chose, la pile pourra revenir dans ce dossier
     for path in (*stack.own_paths, *exported):
-        erase(path)
+        erase(stack, path)
     for folder in stack.own_folders:
         with contextlib.suppress(OSError):  # il n'existe pas, ou il y reste autre chose, qui n'est pas à nous
             folder.rmdir()
@@ -382,16 +404,23 @@ def reset(stack: Stack, *, sure: bool) -> None:
         say(f"Laissés : les fichiers de EXPORT_DIR={export_dir()} ; videz ce dossier avant de recommencer.")
 
 
-def erase(path: Path) -> None:
-    """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up »."""
+def erase(stack: Stack, path: Path) -> None:
+    """Efface un fichier, ou un dossier : celui-ci change d'abord de nom, car à moitié effacé il tromperait « up ».
+
+    Ce que quelqu'un d'autre a mis dans le dossier y reste, ou y revient.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)  # « .postgres.efface », déjà parti avec « postgres »
         return
     doomed = path if path.name.endswith(".efface") else path.with_name(f".{path.name}.efface")
     if doomed != path:
         if doomed.exists():
-            shutil.rmtree(doomed)
+            erase(stack, doomed)
         path.rename(doomed)
+    home = doomed.with_name(doomed.name.removeprefix(".").removesuffix(".efface"))
+    for stranger in stack.strangers(doomed, home.name):
+        home.mkdir(exist_ok=True)
+        stranger.rename(home / stranger.name)
     shutil.rmtree(doomed)
 
 

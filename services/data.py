@@ -6,12 +6,13 @@ veut savoir si tout est égal lance exercice3/reconcile.py.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -23,12 +24,20 @@ from commun.kafka import admin_config, client_config, connect
 from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
 from services.doctor.report import together
 
-SECONDS = 3.0
+SECONDS = 6.0
 STATE_SECONDS = 10.0  # au-delà, on dit ce qu'on sait
 SALES = ("VENTES_TOPIC", "ventes-stream")
 MANIFESTS = "ventes_[0-9]*.json"
 
+# De quoi voir s'il reste un message : sans entrer dans un groupe, ni en charger beaucoup.
+READER = {
+    "group.id": "status", "enable.auto.commit": False, "isolation.level": "read_committed",
+    "enable.partition.eof": True, "fetch.wait.max.ms": 10, "max.partition.fetch.bytes": 1000,
+    "auto.offset.reset": "earliest",
+}  # fmt: skip
+
 State = dict[str, Any]
+Partition = tuple[str, int]
 
 
 class NeverStopped(Stop):
@@ -77,12 +86,12 @@ def kafka_state() -> State:
     }
     return {
         "messages": {name: count for name, count in sorted(rows.items()) if not name.endswith(MARKS_SUFFIX)},
-        "retard": dict(sorted(lags(admin, lows, highs))),
+        "retard": dict(sorted(lags(admin, config, lows, highs))),
         "lettres_mortes": letters,
     }
 
 
-def bounds(admin: AdminClient, places: list[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+def bounds(admin: AdminClient, places: list[TopicPartition], spec: OffsetSpec) -> dict[Partition, int]:
     """Le premier ou le dernier offset de chaque partition ; rien d'une partition sans chef."""
     found = {}
     answers = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=SECONDS) if places else {}
@@ -95,21 +104,51 @@ def bounds(admin: AdminClient, places: list[TopicPartition], spec: OffsetSpec) -
 
 
 def lags(
-    admin: AdminClient, lows: dict[tuple[str, int], int], highs: dict[tuple[str, int], int]
+    admin: AdminClient, config: dict[str, Any], lows: dict[Partition, int], highs: dict[Partition, int]
 ) -> Iterator[tuple[str, int]]:
     """Groupe → messages qu'il n'a pas encore validés, dans les topics où il a une position.
 
-    D'une partition où il n'en a pas encore, il lira tout.
+    D'une partition où il n'en a pas encore, il lira tout. Les marques de fin d'une transaction, que personne ne lit,
+    occupent chacune une place : elles comptent parmi les messages qu'elles suivent, et seules, elles ne sont rien.
     """
     groups = [group.group_id for group in admin.list_consumer_groups(request_timeout=SECONDS).result().valid]
+    positions: dict[str, dict[Partition, int]] = {}
     for group in groups:
         asked = [ConsumerGroupTopicPartitions(group)]
         (answer,) = admin.list_consumer_group_offsets(asked, request_timeout=SECONDS).values()
         found = {(p.topic, p.partition): p.offset for p in answer.result().topic_partitions if p.offset >= 0}
-        topics = {topic for topic, _ in found}
-        if topics:
-            ends = {place: high for place, high in highs.items() if place[0] in topics}
-            yield group, sum(max(0, high - found.get(place, lows.get(place, 0))) for place, high in ends.items())
+        if topics := {topic for topic, _ in found}:
+            positions[group] = {place: found.get(place, lows.get(place, 0)) for place in highs if place[0] in topics}
+    behind = {(place, at) for found in positions.values() for place, at in found.items() if at < highs[place]}
+    first = first_messages(config, behind, highs)
+    for group, found in positions.items():
+        yield group, sum(max(0, highs[place] - first.get((place, at), at)) for place, at in found.items())
+
+
+def first_messages(
+    config: dict[str, Any], places: Collection[tuple[Partition, int]], highs: dict[Partition, int]
+) -> dict[tuple[Partition, int], int]:
+    """Place (partition, offset) → offset du premier message lisible à partir d'elle, ou la fin s'il n'y en a aucun.
+
+    Sans réponse en SECONDS, une place n'a rien.
+    """
+    left, found = set(places), dict[tuple[Partition, int], int]()
+    deadline = time.monotonic() + SECONDS
+    consumer = connect(Consumer, admin_config(config) | READER) if left else None
+    while consumer and left and time.monotonic() < deadline:
+        turn = dict(left)  # d'une partition, une place à la fois
+        consumer.assign([TopicPartition(topic, number, at) for (topic, number), at in turn.items()])
+        while turn and time.monotonic() < deadline:
+            for message in consumer.consume(100, 0.05):
+                partition, error = (message.topic() or "", message.partition() or 0), message.error()
+                ended = error is not None and error.code() == KafkaError._PARTITION_EOF
+                if partition in turn and (ended or error is None):
+                    at = turn.pop(partition)
+                    found[partition, at] = highs[partition] if ended else message.offset() or 0
+                    left.discard((partition, at))
+    if consumer:
+        consumer.close()
+    return found
 
 
 def left(config: dict[str, Any], topic: str) -> Iterator[str]:
@@ -207,7 +246,7 @@ def lines(state: State) -> Iterator[str]:
     }  # fmt: skip
     yield "ventes       " + ", ".join(f"{name} {number(count)}" for name, count in steps.items())
     for group, lag in kafka.get("retard", {}).items():
-        yield f"retard       {group} : {number(lag)} messages"
+        yield f"retard       {group} : {number(lag)} message{'s' if lag > 1 else ''}"
     yield (
         f"à exporter   {number(mongodb.get('a_exporter'))} ventes, {number(mongodb.get('lots_ouverts'))} lots ouverts"
         f" ; dernier lot {ago(mongodb.get('dernier_export'))}"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import psycopg2
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from commun import kafka
 from commun.errors import PipelineError
 from services.doctor import ports
 from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
@@ -46,17 +47,13 @@ def create_topics(stack: Stack) -> list[str]:
     Un autre « up » les crée peut-être au même moment : un topic déjà là est ce que l'on voulait.
     """
     wanted = {topic.topic: topic for topic in read_topics(CONFIG / "topics.conf")}
-    admin = AdminClient({"bootstrap.servers": stack.brokers, "broker.address.family": "v4", "log_level": 0})
+    config: kafka.Config = {"bootstrap.servers": stack.brokers, "broker.address.family": "v4", "log_level": 0}
+    admin = AdminClient(config)
     try:
         missing = wanted.keys() - admin.list_topics(timeout=15).topics.keys()
     except KafkaException as error:
         raise PipelineError(f"Kafka ne répond plus : {error.args[0].str()}.") from error
-    for topic, outcome in admin.create_topics([wanted[name] for name in missing]).items() if missing else ():
-        try:
-            outcome.result()
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise PipelineError(f"Kafka refuse de créer le topic {topic} : {error.args[0].str()}.") from error
+    kafka.create_topics(config, admin, (wanted[name] for name in missing))
     return sorted(missing)
 
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import sys
@@ -49,6 +50,18 @@ FOREIGN = (
     "SUPERVISOR_",
 )  # fmt: skip
 CLOSED = (errno.EACCES, errno.EPERM)
+# Ce que la pile, ou Kafka, écrit dans ces dossiers ; le reste est à qui l'y a mis. Ceux de MongoDB et de PostgreSQL
+# sont à eux, entiers.
+_LOGS = "|".join((*NAMES, *FLINK_NAMES, "supervisord", "mongodb-init", "bench-windows", "compare-.+"))
+_WRITTEN = {
+    **dict.fromkeys(
+        KAFKA_NODES,
+        r".+-\d+(\.[0-9a-f]+-(delete|future|stray))?|.+[-.]checkpoint(\.tmp)?|meta\.properties(\.tmp)?|\.lock"
+        r"|\.kafka_cleanshutdown(\.tmp)?",
+    ),
+    "logs": rf"({_LOGS})\.log(\.\d+)?", "run": rf"({'|'.join((*NAMES, *FLINK_NAMES))})\.sh",
+    **dict.fromkeys(("flink", "flink-compare", "flink-bench"), r"config\.yaml|state|tmp"),
+}  # fmt: skip
 WITNESS = ".streaming-data-pipeline"  # le témoin : ce dossier est celui d'une pile, « reset » peut y effacer
 PORT_VARIABLES = {
     "kafka1": "PORT_KAFKA1",
@@ -183,7 +196,7 @@ class Stack:
 
     @property
     def own_paths(self) -> list[Path]:
-        """Ce que la pile écrit, et rien d'autre : c'est ce que « reset » efface. Les ventes exportées n'y sont pas."""
+        """Ce que « reset » efface, hors ``strangers`` : ce que la pile écrit, sauf les ventes exportées."""
         names = (
             "mongodb-mongod.ready", "mongodb-secantusdb.ready",  # d'abord : sans lui, des données ne valent plus rien
             *KAFKA_NODES, *(f"{name}.properties" for name in (*KAFKA_NODES, "connect")),
@@ -195,6 +208,12 @@ class Stack:
         found = [path for name in names for home in homes if os.path.lexists(path := home / name)]
         found += [path for pattern in ("hs_err_pid*.log", ".*.efface") for home in homes for path in home.glob(pattern)]
         return [*found, *self.plugin_links, *([self.exercise] if self.exercise.is_symlink() else [])]
+
+    @staticmethod
+    def strangers(folder: Path, name: str) -> list[Path]:
+        """Ce que la pile n'a pas écrit dans ``folder``, son dossier ``name``."""
+        written = re.compile(_WRITTEN.get(name, ".*"), re.DOTALL)
+        return [path for path in folder.iterdir() if not written.fullmatch(path.name)]
 
     @property
     def own_folders(self) -> list[Path]:

@@ -113,6 +113,16 @@ class Scripts:
         self.running.append(Running(command, self.env | (env or {}), self.folder))
         return self.running[-1]
 
+    def committed(self) -> int:
+        """Nombre de messages dont le groupe a validé la position, toutes partitions ensemble."""
+        consumer = Consumer({"bootstrap.servers": bootstrap_servers(), "group.id": f"{self.topic}-group"})
+        try:
+            partitions = consumer.list_topics(self.topic, timeout=20).topics[self.topic].partitions
+            places = consumer.committed([TopicPartition(self.topic, number) for number in partitions], timeout=20)
+        finally:
+            consumer.close()
+        return sum(max(place.offset, 0) for place in places)
+
     def run(
         self, script: str, *options: str, code: int = 0, timeout: float = 120, env: dict[str, str] | None = None
     ) -> str:
@@ -297,16 +307,6 @@ class Lab(Scripts):
     def dead_letters(self) -> list[tuple[bytes | None, dict[str, str]]]:
         """Valeur et en-têtes de chaque lettre morte."""
         return self.letters(f"{self.topic}-dlq")
-
-    def committed(self) -> int:
-        """Nombre de messages dont le groupe a validé la position, toutes partitions ensemble."""
-        consumer = Consumer({"bootstrap.servers": bootstrap_servers(), "group.id": self.env["VENTES_GROUP"]})
-        try:
-            partitions = consumer.list_topics(self.topic, timeout=20).topics[self.topic].partitions
-            places = consumer.committed([TopicPartition(self.topic, number) for number in partitions], timeout=20)
-        finally:
-            consumer.close()
-        return sum(max(place.offset, 0) for place in places)
 
     # --- MongoDB, fichiers, PostgreSQL ---
 

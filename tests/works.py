@@ -1,5 +1,6 @@
 """Des travaux d'essai pour consumer_resilient.py (--work tests.works:…)."""
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -37,5 +38,8 @@ def very_slow(transaction: Transaction) -> dict[str, object]:
 def blocked(transaction: Transaction) -> dict[str, object]:
     """Ne rend jamais la main."""
     print("je suis bloqué", file=sys.stderr, flush=True)
+    while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        time.sleep(0.05)
+    print("un premier Ctrl-C est venu", file=sys.stderr, flush=True)
     time.sleep(3600)
     return {}

@@ -53,7 +53,7 @@ def failures(connectors: Mapping[str, Any]) -> dict[str, str]:
 
 def get(port: str, path: str) -> tuple[int | None, Any]:
     """Code et contenu de la réponse de Connect ; (None, None) s'il se tait."""
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=2)
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=6)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -1,9 +1,10 @@
 """Les données : ce qui n'est pas passé, et ce qui attend alors que rien ne le fait avancer."""
 
+from commun.dead_letters import SUFFIX
 from services.data import State, ago, number, read_state, silent
 from services.doctor.report import Check, Finding, Notes, unknown
 
-STATE_SECONDS = 4.0  # un contrôle en a cinq
+STATE_SECONDS = 9.0  # un contrôle en a dix
 STALE_SECONDS = 600.0  # un export ou un chargement plus vieux, alors que quelque chose l'attend, n'a plus lieu
 
 
@@ -14,7 +15,8 @@ def judge_data(state: State) -> list[Finding]:
         if count:
             notes.warning(
                 f"{name} : {number(count)} lettres mortes à traiter",
-                "« python dead_letters.py --summary », dans l'exercice, dit pourquoi.",
+                f"« python dead_letters.py --topic {name.removesuffix(SUFFIX)} --summary », dans l'exercice, dit "
+                "pourquoi.",
             )
     if rejects := state["postgresql"].get("rejets"):
         notes.warning(

@@ -22,7 +22,7 @@ CONTAINER_CONFIG_ENGINE = 26  # depuis ce moteur, recréer un conteneur avec Com
 DESKTOP_MEMORY = 5.5 * GIGABYTE  # les limites de docker-compose.yml font 6,1 Go
 MOUNTED = ("services/config", "services/jars", "exercice1/data", "exercice1/connector.json", "exercice2/flink")
 UNIX_ENDS = (".sh", ".properties", ".conf", ".sql", ".js")
-COMMAND_SECONDS = 3.0
+COMMAND_SECONDS = 6.0
 # Ce que l'image de MongoDB cherche sur un processeur ARM pour y reconnaître l'ARMv8.2-A.
 ARM_MARKS = ("fphp", "dcpop", "sha3", "sm3", "sm4", "asimddp", "sha512", "sve")
 

@@ -16,8 +16,8 @@ from services.doctor.env_file import value
 from services.doctor.ports import reach_all
 from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem, refusal
 
-METADATA_SECONDS = 4.0  # un contrôle en a cinq
-ADMIN_SECONDS = 3.0
+METADATA_SECONDS = 8.0  # un contrôle en a dix
+ADMIN_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cluster:
 @cache
 def admin() -> AdminClient:
     """Le client d'administration, réglé comme les scripts ; ce qu'il reproche va dans ``complaints``."""
-    config = admin_config(client_config({})) | {"error_cb": complaints.append, "socket.timeout.ms": 3000}
+    config = admin_config(client_config({})) | {"error_cb": complaints.append, "socket.timeout.ms": 6000}
     return connect(AdminClient, config)  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from services.doctor.refusals import START, Login, changed, cure, first_line, ju
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
 from services.doctor.variables import LIBPQ, LOCAL
 
-POSTGRES_SECONDS = 2  # libpq n'attend pas moins
+POSTGRES_SECONDS = 6
 POSTGRES_OLDEST = 160_000  # pg_input_is_valid, avec quoi pg.py juge chaque ligne, est de PostgreSQL 16
 # Ce qui, posé dans un terminal, décide du sort d'une connexion à notre serveur ; de ces adresses-ci, s'il se tait.
 ADDRESSES = ("PGHOSTADDR", "PGPORT")

@@ -15,7 +15,7 @@ T = TypeVar("T")
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"
 WORDS = {OK: "ok", WARNING: "attention", PROBLEM: "problème", UNKNOWN: "inconnu"}
 COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31", UNKNOWN: "35"}
-CHECK_SECONDS = 5.0  # au-delà, un contrôle est dit « inconnu » : on ne l'attend plus
+CHECK_SECONDS = 10.0  # au-delà, un contrôle est dit « inconnu » ; une machine chargée se tait souvent cinq secondes
 AHEAD_SECONDS = 30.0  # écart de deux horloges au-delà duquel ce n'est plus le hasard
 
 

@@ -27,6 +27,7 @@ GUARANTEED = frozenset(
         "isolation.level",
         "message.timeout.ms",
         "partition.assignment.strategy",
+        "partitioner",
         "transaction.timeout.ms",
         "transactional.id",
     )

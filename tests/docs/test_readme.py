@@ -57,8 +57,8 @@ def commands() -> list[str]:
         for block in blocks(text, "bash")
         for line in block.splitlines()
     ]
-    inline = re.findall(r"`((?:make|git|(?:CSV_KILLS=50 )?python|docker-compose) [^`…]+)`", FRENCH)
-    return sorted({line.removeprefix("CSV_KILLS=50 ") for line in (*lines, *inline) if line})
+    inline = re.findall(r"`((?:make|git|(?:TESTS_KILLS=50 )?python|docker-compose) [^`…]+)`", FRENCH)
+    return sorted({line.removeprefix("TESTS_KILLS=50 ") for line in (*lines, *inline) if line})
 
 
 def help_of(script: str) -> str:

@@ -141,7 +141,7 @@ def test_topic_recreated(bank_lab: BankLab, mode: tuple[str, ...], count: int) -
     send(bank_lab.topic, *many("vieux", 20))
     consumer = bank_lab.start("consumer_resilient", *mode)
     wait_until(lambda: "Lecture de" in consumer.text and len(bank_lab.ids(bank_lab.output)) == 20)
-    time.sleep(1.5)  # que la dernière position soit validée
+    wait_until(lambda: bank_lab.committed() == 20)
     settled(admin().delete_topics([bank_lab.topic]))
     create(bank_lab.topic)
     send(bank_lab.topic, *many("neuf", count))
@@ -392,9 +392,9 @@ def test_a_second_interruption(bank_lab: BankLab) -> None:
     consumer: Running = bank_lab.start("consumer_resilient", "--work", "tests.works:blocked")
     consumer.wait_for("je suis bloqué")
     consumer.process.send_signal(signal.SIGINT)
-    time.sleep(1)
+    consumer.wait_for("un premier Ctrl-C est venu")
     assert consumer.process.poll() is None
-    assert consumer.stop(signal.SIGINT, 20) == 1
+    assert consumer.stop(signal.SIGINT) == 1
 
 
 @pytest.mark.long

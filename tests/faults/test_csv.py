@@ -23,7 +23,7 @@ from tests.conftest import services
 from tests.lab import CsvLab, NeverStopped, wait_until
 
 HEADER = "id,nom\n"
-KILLS = int(os.environ.get("CSV_KILLS", "12"))  # CSV_KILLS=50 pour la boucle entière
+KILLS = int(os.environ.get("TESTS_KILLS", "12"))  # TESTS_KILLS=50 pour la boucle entière
 
 
 class Writer(threading.Thread):
@@ -207,7 +207,7 @@ def new_sender(lab: CsvLab) -> Sender:
 @pytest.mark.long
 def test_lives_on_kafka(stack: None) -> None:
     """Deux vies du modèle sur un vrai Kafka, lecteurs tués et barrés ; « make lives » en vit cent."""
-    command = [sys.executable, "-m", "tests.models.kafka_lives", os.environ.get("KAFKA_LIVES", "2")]
+    command = [sys.executable, "-m", "tests.models.kafka_lives", os.environ.get("TESTS_LIVES", "2")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 fautes." in done.stdout

@@ -424,7 +424,7 @@ def test_docker_that_does_not_answer(tmp_path: Path) -> None:
     closed = programs(tmp_path, docker="echo 'permission denied while trying to connect' >&2; exit 1")
     expect("Docker", "warning", "n'a pas le droit", "usermod", env=closed)
     slow = programs(tmp_path, docker="exec sleep 30")
-    expect("Docker", "warning", "ne répond pas en 3 s", env=slow)
+    expect("Docker", "warning", "ne répond pas en 6 s", env=slow)
 
 
 def test_an_almost_full_disk() -> None:

@@ -1,15 +1,16 @@
 """« status » dit où en sont les données, étape par étape, et sert de sonde."""
 
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
 
 from commun.settings import ROOT
-from tests.lab import Lab
+from tests.lab import CsvLab, Lab
 
 
-def status(lab: Lab, *options: str) -> tuple[int, dict[str, Any]]:
+def status(lab: Lab | CsvLab, *options: str) -> tuple[int, dict[str, Any]]:
     """Le code et l'état, en JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "services", "status", "--json", *options],
@@ -44,8 +45,23 @@ def test_the_data_at_each_step(lab: Lab) -> None:
     assert group not in other
 
 
+def test_a_look_and_marks_are_not_late(csv_lab: CsvLab) -> None:
+    """Tout lu, il ne reste que la marque d'une transaction ; un regard à part ne laisse pas de groupe en retard."""
+    csv_lab.write("id\n1\n2\n")
+    csv_lab.run("producer", "--once")
+    csv_lab.run("consumer", "--max-messages", "2")
+    known = status(csv_lab)[1]["kafka"]["retard"]
+    csv_lab.run("consumer", "--from-beginning", "--max-messages", "1", env={"CSV_GROUP": ""})
+    late = status(csv_lab)[1]["kafka"]["retard"]
+    assert (late[csv_lab.env["CSV_GROUP"]], late.keys()) == (0, known.keys())
+    csv_lab.write("3\n")
+    csv_lab.run("producer", "--once")
+    assert status(csv_lab, "--max-waiting", "0")[0] == 1
+    assert status(csv_lab)[1]["kafka"]["retard"][csv_lab.env["CSV_GROUP"]] > 0
+
+
 def test_watch_goes_on_until_stopped(lab: Lab) -> None:
-    """--watch redit l'état, jusqu'à ce qu'on l'arrête."""
+    """--watch redit l'état, jusqu'à ce qu'on l'arrête : Ctrl-C n'est pas un échec."""
     process = subprocess.Popen(
         [sys.executable, "-m", "services", "status", "--watch", "0.1"],
         cwd=ROOT, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
@@ -55,6 +71,9 @@ def test_watch_goes_on_until_stopped(lab: Lab) -> None:
         while told < 2 and process.stdout and (line := process.stdout.readline()):
             told += line.startswith("à charger")
         assert told == 2
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
     finally:
         process.kill()
         process.communicate(timeout=60)

@@ -1,20 +1,32 @@
 """Options, réglages, variables d'environnement."""
 
 import argparse
+import contextlib
+import itertools
 import logging
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
-from commun import settings
+from commun import dead_letters, settings
+from commun import kafka as commun_kafka
 from commun.cli import Parser, Stop, duration, french_number, port, positive, run
 from commun.errors import PipelineError, UsageError
-from commun.kafka import FromBeginning, client_config, kafka_options
+from commun.kafka import FromBeginning, client_config, ensure_topics, kafka_options
 from commun.settings import ROOT, setting
+from exercice1 import producer as csv_producer
+from exercice2 import consumer_resilient, producer_resilient
+from exercice3 import producer as ventes_producer
+
+CHOOSERS = (csv_producer, producer_resilient, consumer_resilient, dead_letters)
 
 
 def test_environment_sets_any_property(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +47,20 @@ def test_a_guaranteed_property_is_protected(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KAFKA_ENABLE_IDEMPOTENCE", "false")
     with pytest.raises(PipelineError, match="KAFKA_ENABLE_IDEMPOTENCE"):
         client_config({}, ("enable.idempotence",))
+
+
+@pytest.mark.parametrize(
+    ("script", "variable"),
+    [
+        *((script, "KAFKA_PARTITIONER") for script in CHOOSERS),
+        (ventes_producer, "KAFKA_DELIVERY_REPORT_ONLY_ERROR"),
+    ],
+)  # fmt: skip
+def test_what_a_promise_rests_on(monkeypatch: pytest.MonkeyPatch, script: ModuleType, variable: str) -> None:
+    """L'ordre d'une clé tient au choix de la partition ; les ventes confirmées, à ce que Kafka confirme chacune."""
+    monkeypatch.setenv(variable, "random")
+    with pytest.raises(PipelineError, match=f"{variable} changerait"):
+        client_config(script.PRODUCER_CONFIG, script.GUARANTEED)
 
 
 def written(folder: Path, text: str) -> str:
@@ -360,3 +386,36 @@ def test_a_partition_starts_again_once() -> None:
     for numbers in ([0, 1], [1, 2]):
         on_assign(consumer, [TopicPartition("t", number) for number in numbers])
     assert given == [[(0, OFFSET_BEGINNING), (1, OFFSET_BEGINNING)], [(1, OFFSET_INVALID), (2, OFFSET_BEGINNING)]]
+    shown = mock.Mock(topic=lambda: "t", partition=lambda: 2, offset=lambda: 7)
+    on_assign.after([shown])  # d'un groupe qui ne valide rien
+    on_assign(consumer, [TopicPartition("t", 2)])
+    assert given[-1] == [(2, 8)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([KafkaError._TIMED_OUT, KafkaError.TOPIC_ALREADY_EXISTS], ""),
+        ([KafkaError._TRANSPORT, KafkaError.NOT_CONTROLLER, KafkaError.NO_ERROR], ""),
+        ([KafkaError._TIMED_OUT, KafkaError.TOPIC_AUTHORIZATION_FAILED], "Kafka refuse de créer le topic « t »"),
+        ([KafkaError._TIMED_OUT] * 9, "Kafka ne répond pas sur"),
+    ],
+    ids=["créé malgré tout", "lent", "refusé", "muet"],
+)
+def test_a_silence_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch, answers: list[int], said: str) -> None:
+    """Un cluster lent est redemandé ; le topic qu'il a créé sans le dire convient ; muet, c'est ce qui est dit."""
+    admin, clock = mock.Mock(), itertools.count(step=commun_kafka.ADMIN_SECONDS)
+    admin.list_topics.return_value.topics = {}
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(commun_kafka, "AdminClient", lambda config: admin)
+
+    def outcome(code: int) -> dict[str, Future[None]]:
+        future = Future[None]()
+        future.set_exception(KafkaException(KafkaError(code))) if code else future.set_result(None)
+        return {"t": future}
+
+    admin.create_topics.side_effect = map(outcome, answers)
+    admin.describe_configs.side_effect = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+    with pytest.raises(PipelineError, match=said) if said else contextlib.nullcontext():
+        ensure_topics(client_config({}), NewTopic("t", 1, 1))

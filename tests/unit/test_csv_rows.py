@@ -1,5 +1,6 @@
 """Du CSV aux lignes : cas d'autres suites de tests, vrais fichiers, propriétés, et ce que le CSV a de tordu."""
 
+import contextlib
 import csv
 import io
 import json
@@ -343,6 +344,28 @@ def test_a_header_that_is_not_csv(data: bytes, reason: str) -> None:
     """En-tête illisible, archive, fins de ligne d'un autre âge : une phrase le dit."""
     with pytest.raises(HeaderError, match=reason):
         read_header(data, Options())
+
+
+def test_two_lines_two_separators() -> None:
+    """La première ligne n'est entière qu'avec le séparateur de la seconde : son guillemet est ouvert."""
+    data = b'Export de juin,"complet\nid;nom;prix\n1;Brest;2\n'
+    assert read_header(data, Options()) is None
+    with pytest.raises(HeaderError, match="guillemet ouvert"):
+        read_header(data, Options(), final=True)
+
+
+@given(
+    st.lists(st.sampled_from([*'\t;|, a\r\n\n""', "é", "sep=", "\xff"]), max_size=12).map("".join),
+    st.sampled_from(["utf-8", "cp1252", "utf-16-le"]),
+    st.sampled_from([Options(), Options(no_header=True), Options(columns=("a", "b")), Options(delimiter=";")]),
+    st.booleans(),
+)
+def test_any_beginning_is_a_header_or_a_sentence(text: str, encoding: str, options: Options, final: bool) -> None:
+    """Un en-tête, rien encore, ou une phrase : jamais une autre erreur, qui arrêterait aussi les autres fichiers."""
+    data = text.encode(encoding, "replace")
+    with contextlib.suppress(HeaderError):
+        header = read_header(data, options, final=final)
+        assert header is None or (header.names and 0 <= header.size <= len(data))
 
 
 def test_files_without_a_header() -> None:

@@ -1,8 +1,10 @@
 """Le dossier d'une pile : ce qui est à elle, ce qui ne l'est pas, et ce que « reset » efface ; sans aucun serveur."""
 
 import errno
+import itertools
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from services import stack as stack_module
 from services.__main__ import alone
 from services.stack import ACCOUNTS, SOCKET_BYTES, WITNESS, Service, Stack, server_environment
 from services.supervise import State, Supervisor, _state
+from tests.conftest import FOREIGN
 
 
 def run(*arguments: str, data: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -41,14 +44,18 @@ def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-THEIRS = ("exports/mes notes.txt", "exports/ventes_2024_maman.csv", "ventes_2024.csv", "these.tex")
+THEIRS = (
+    "exports/mes notes.txt", "exports/ventes_2024_maman.csv", "ventes_2024.csv", "these.tex", "logs/ma-these.txt",
+    "kafka1/notes-2024.txt", "flink/mon-job.sql",
+)  # fmt: skip
 
 
 @pytest.fixture
 def old_stack(tmp_path: Path) -> Path:
     """Le dossier d'une pile arrêtée, où quelqu'un a rangé autre chose."""
     data = tmp_path / "pile"
-    ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "ports.json",
+    ours = (WITNESS, "kafka1/meta.properties", "kafka1.properties", "logs/kafka1.log", "logs/kafka1.log.1",
+            "kafka1/ma-file-0/00.log", "flink/config.yaml", "flink/state/x", "run/kafka1.sh", "ports.json",
             "exports/ventes_000001_0123abcd.csv", "exports/ventes_000001_0123abcd.json", "exports/ventes_data.csv",
             "exports/.ventes_000002_0123abcd.csv.12345678.tmp", "hs_err_pid42.log", ".postgres.efface/PG_VERSION",
             "postgres/PG_VERSION",
@@ -71,7 +78,7 @@ def test_reset_removes_what_the_stack_wrote_and_says_so(old_stack: Path, tmp_pat
     assert everything(old_stack) == {*THEIRS, WITNESS}
     assert not os.path.lexists(old_stack / "exercice1")
     assert f"Effacé : les données des serveurs de {old_stack}, et 4 fichiers de ventes exportées." in done.stderr
-    assert "car ce n'est pas à la pile : exports, these.tex, ventes_2024.csv." in done.stderr
+    assert "car ce n'est pas à la pile : exports, flink, kafka1, logs, these.tex, ventes_2024.csv." in done.stderr
     assert f"EXPORT_DIR={elsewhere}" in done.stderr
     assert everything(elsewhere) == {"ventes_000001_0123abcd.csv"}
 
@@ -126,9 +133,41 @@ def test_reset_stops_the_servers_first(old_stack: Path, monkeypatch: pytest.Monk
     assert seen == [True]
 
 
+@pytest.mark.parametrize(("answers", "word"), [([False, False, True], "répond"), ([False] * 99, services_main.MUTE)])
+def test_a_slow_service_is_not_mute(monkeypatch: pytest.MonkeyPatch, answers: list[bool], word: str) -> None:
+    """« status » redemande avant de dire qu'un service ne répond pas ; une seconde par question, ici."""
+    clock, replies = itertools.count(), iter(answers)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    running = State("mongodb", "", os.getpid())
+    found = services_main.describe(running, lambda: next(replies))
+    assert (found, len(list(replies)) > 0) == (word, word == services_main.MUTE)
+
+
+class Waiting(threading.Event):
+    """Levé quand une commande dit qu'elle en attend une autre ; ``said`` : ses phrases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        """À la place de services.__main__.say."""
+        self.said.append(sentence)
+        self.set()
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """Ce que disent les commandes de cet essai."""
+    waiting = Waiting()
+    monkeypatch.setattr(services_main, "say", waiting.say)
+    return waiting
+
+
 @pytest.mark.parametrize("create", [True, False])
 def test_only_one_command_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, create: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, *, create: bool
 ) -> None:
     """Deux commandes sur une pile : la seconde attend la fin de la première, et dit une fois qui elle attend."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
@@ -143,11 +182,11 @@ def test_only_one_command_at_a_time(
     thread.start()
     with alone(Stack(), create=True):
         inside.set()
-        time.sleep(0.3)
+        assert waiting.wait(60)
         order.append("première")
-    thread.join(5)
+    thread.join(60)
     assert order == ["première", "seconde"]
-    (sentence,) = capsys.readouterr().err.splitlines()
+    (sentence,) = waiting.said
     assert sentence.startswith(f"Une autre commande travaille sur cette pile (pid {os.getpid()}) : on attend sa fin")
 
 
@@ -174,13 +213,13 @@ def test_reset_asks_on_a_terminal(old_stack: Path, answer: str, *, erased: bool)
     os.write(ours, answer.encode())
     assert process.wait(60) == 0
     os.close(ours)
-    assert (old_stack / "kafka1").exists() is not erased
+    assert (old_stack / "postgres").exists() is not erased
     assert (old_stack / "these.tex").exists()
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
 def test_a_command_that_waited_for_a_reset_starts_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, taken_over: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, *, taken_over: bool
 ) -> None:
     """« up » qui attendait la fin d'un « reset » : le dossier n'est plus là, il en a un neuf, et à lui seul."""
     monkeypatch.setenv("SERVICES_DATA", str(tmp_path / "pile"))
@@ -195,7 +234,7 @@ def test_a_command_that_waited_for_a_reset_starts_anew(
     def resets() -> None:
         with alone(Stack(), create=True):
             inside.set()
-            time.sleep(0.3)  # le temps que l'autre attende
+            assert waiting.wait(60)
             shutil.rmtree(Stack().data)
             if taken_over:  # par une troisième commande
                 Stack().adopt()
@@ -205,7 +244,7 @@ def test_a_command_that_waited_for_a_reset_starts_anew(
         thread.start()
         inside.wait(60)
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert done.is_set()
 
 
@@ -522,6 +561,14 @@ def test_the_tests_forget_every_foreign_variable() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_the_variables_of_the_tests_are_not_forgotten() -> None:
+    """Les réglages des essais (TESTS_KILLS…) ne portent pas le nom de ce que les essais oublient."""
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    read = {name for text in texts for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', text)}
+    assert "TESTS_KILLS" in read
+    assert {name for name in read if name.startswith(FOREIGN)} == set()
+
+
 # --- Ce qui est à quelqu'un d'autre n'est ni effacé, ni suivi, ni ouvert ---
 
 
@@ -716,8 +763,8 @@ def test_an_interrupted_reset_never_looks_whole(old_stack: Path, monkeypatch: py
     assert Stack().witness.is_file()
     assert list(old_stack.glob("*.ready")) == []
     left = {path.name: everything(path) for path in old_stack.iterdir() if path.is_dir() and path.name in whole}
+    assert left.pop("kafka1") == {"notes-2024.txt"}
     assert left == {name: whole[name] for name in left}
-    assert left.keys() < whole.keys()
     services_main.reset(Stack(), sure=True)
     assert everything(old_stack) == {*THEIRS, WITNESS}
     Stack().adopt()

@@ -75,6 +75,7 @@ def test_doctor_judges_the_data(state: dict[str, Any], words: str) -> None:
     """Ce qui n'est pas passé, ce qui attend alors que rien n'avance ; sinon, rien à redire."""
     (finding,) = judge_data(state)
     assert words in finding.message
+    assert ("--topic csv-topic --summary" in finding.cure) == ("lettres" in words)
     assert (finding.state == "ok") == (state is STATE)
     assert bool(finding.cure) == (finding.state == "warning")
 
