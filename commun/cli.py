@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import FrameType
@@ -21,6 +21,7 @@ log = logging.getLogger("pipeline")
 PORT_MAX = 65_535
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL = "info"
+SLICE_SECONDS = 0.05  # un arrêt demandé pendant une attente est vu au bout de ce temps, sous Windows aussi
 
 # Ce qu'un fichier peut contenir, et qu'un terminal exécuterait au lieu de l'afficher.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
@@ -179,20 +180,31 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
         for number in systems.stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._event.set()
+        self.ask()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def ask(self) -> None:
+        """Lève le drapeau."""
+        self._asked = True
+
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self._asked
 
     def wait(self, seconds: float) -> bool:
-        """Attend au plus ``seconds`` secondes ; vrai si l'arrêt est demandé."""
-        return systems.wait(self._event, seconds)
+        """Attend au plus ``seconds`` secondes ; vrai si l'arrêt est demandé.
+
+        Sans ``threading.Event`` : le signal interrompt ce fil, parfois quand il en tient le verrou, et l'attendrait
+        pour toujours.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._asked and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, SLICE_SECONDS))
+        return self._asked
 
 
 class Stopped(Exception):

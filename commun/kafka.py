@@ -226,6 +226,11 @@ def ensure_topics(config: Config, *topics: NewTopic) -> None:
     missing = [topic for topic in topics if topic.topic not in known]
     for name in create_topics(config, admin, missing):
         log.info("Topic %s créé.", name)
+        if f"{name}-positions" in known:
+            log.warning(
+                "Le topic %s avait disparu : ce que %s-positions dit déjà envoyé n'y est plus, et ne repart pas. Pour "
+                "tout renvoyer, effacez aussi ce topic-là.", name, name,
+            )  # fmt: skip
     _check_copies(
         config, admin, {topic.topic for topic in topics if "min.insync.replicas" in (topic.config or {})}, missing
     )

@@ -12,7 +12,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from io import FileIO
@@ -25,7 +24,6 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 STOPPED_EARLY = 0xC000013A if sys.platform == "win32" else -signal.SIGTERM
 ACTIVATE = r".venv\Scripts\activate" if sys.platform == "win32" else "source .venv/bin/activate"
 
-SLICE_SECONDS = 0.1  # Windows : un Ctrl-C n'est vu qu'entre deux attentes
 BUSY_SECONDS = 5.0  # Windows : patience pour un fichier qu'un autre programme tient ouvert
 RETRY_SECONDS = 0.05
 GENERIC_READ, OPEN_EXISTING = 0x80000000, 3
@@ -83,15 +81,6 @@ def stop_signals() -> tuple[int, ...]:
         # Fermer le terminal (SIGHUP) est aussi une demande, sauf sous nohup, qui l'ignore.
         hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
         return signal.SIGINT, signal.SIGTERM, *hangup
-
-
-def wait(event: threading.Event, seconds: float) -> bool:
-    """``event.wait(seconds)``, que Ctrl-C interrompt aussi sous Windows : l'attente y est coupée en tranches."""
-    slice_seconds = SLICE_SECONDS if sys.platform == "win32" else seconds
-    deadline = time.monotonic() + seconds
-    while not event.is_set() and (left := deadline - time.monotonic()) > 0:
-        event.wait(min(left, slice_seconds))
-    return event.is_set()
 
 
 def own_group() -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Files(Others):
         for name in self.names:
             path = Path(os.path.abspath(name))
             if os.path.isdir(path):  # Path.is_dir lèverait, si ce compte n'a pas le droit d'y aller
-                found = sorted(match for match in path.glob("*.csv") if not match.name.startswith("."))
+                found = self._in_folder(path)
             elif glob.has_magic(name) and not os.path.exists(path):
                 found = sorted(Path(os.path.abspath(match)) for match in glob.glob(name))
             else:
@@ -60,6 +60,24 @@ class Files(Others):
                 continue
             paths |= dict.fromkeys(path for path in found if path in self.followers or self._is_file(path))
         return list(paths)
+
+    def _in_folder(self, folder: Path) -> list[Path]:
+        """Les .csv d'un dossier, et leurs archives et sauvegardes, qui seront écartées ; un dossier fermé est dit."""
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            self._say_unreadable(folder, error)
+            return []
+        self.unreadable.pop(folder, None)
+        odd = [name for name in names if rotation.is_compressed(name) or rotation.is_backup(name)]
+        wanted = (name for name in names if name.lower().endswith(".csv") or (name in odd and ".csv" in name.lower()))
+        return [folder / name for name in wanted if not name.startswith(".")]
+
+    def _say_unreadable(self, path: Path, error: OSError) -> None:
+        why = f"{path} ne peut pas être lu ({reason(error)})."
+        if self.unreadable.get(path) != why:
+            self.unreadable[path] = why
+            log.warning("%s J'attends.", why)
 
     def _is_file(self, path: Path) -> bool:
         """Faux, et c'est dit une fois, pour ce qu'un motif désigne et qui n'est pas un CSV à lire."""
@@ -90,10 +108,7 @@ class Files(Others):
         try:
             file = open_regular(path)
         except OSError as error:
-            why = f"{path} ne peut pas être lu ({reason(error)})."
-            if self.unreadable.get(path) != why:
-                self.unreadable[path] = why
-                log.warning("%s J'attends.", why)
+            self._say_unreadable(path, error)
             return False
         self.unreadable.pop(path, None)
         if file is None:

@@ -48,6 +48,7 @@ from services.doctor.report import together
 from services.flink import Flink
 from services.health import Check
 from services.stack import (
+    ACCOUNTS,
     CLOSED,
     FLINK_NAMES,
     JOBMANAGER,
@@ -486,8 +487,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.command == "doctor":
         return doctor([])
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq les lit de lui-même : PGSERVICE ou PGOPTIONS changeraient nos questions
+    for name in [name for name in os.environ if name.startswith(("PG", "MONGO_", "KAFKA_")) or name in ACCOUNTS]:
+        del os.environ[name]  # les comptes de la pile sont dans .env ; libpq lirait de lui-même PGSERVICE, PGOPTIONS…
     stack = Stack()
     if args.command == "status":
         return status(stack, args)

@@ -5,7 +5,6 @@ veut savoir si tout est égal lance exercice3/reconcile.py.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
@@ -44,7 +43,7 @@ class NeverStopped(Stop):
     """Les signaux restent à qui regarde."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
 
 
 def read_state(seconds: float = STATE_SECONDS) -> State:

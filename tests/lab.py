@@ -237,7 +237,7 @@ class NeverStopped(Stop):
     """Un arrêt que personne ne demande : les signaux restent à pytest."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
 
 
 def bar(topic: str, source: str) -> None:

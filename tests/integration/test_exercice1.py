@@ -270,6 +270,14 @@ def test_the_group_remembers_what_was_shown(filled: CsvLab) -> None:
     assert values == console(filled)
 
 
+def test_a_lost_topic_is_told(csv_lab: CsvLab) -> None:
+    """Le topic a été effacé, pas celui des positions : relancé, producer.py dit que rien n'en repart."""
+    csv_lab.write("id,ville\n1,Brest\n")
+    csv_lab.run("producer", "--once", str(csv_lab.path))
+    csv_lab.delete_topic()
+    assert "avait disparu" in csv_lab.run("producer", "--once", str(csv_lab.path))
+
+
 def test_the_topic_is_recreated_under_the_console(filled: CsvLab) -> None:
     """Effacé puis recréé, plus long, sous la console en marche : le nouveau topic est montré en entier."""
     consumer = filled.start("consumer")

@@ -42,7 +42,7 @@ class TwentySeconds(NeverStopped):
 
     def __init__(self) -> None:
         super().__init__()
-        threading.Timer(20, self._event.set).start()
+        threading.Timer(20, self.ask).start()
 
 
 def test_late_transactions_no_longer_there(bank_lab: BankLab) -> None:

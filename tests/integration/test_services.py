@@ -222,6 +222,7 @@ def test_the_stack_is_found_from_any_terminal(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("répond ") == 6
+    assert "sans état" not in done.stdout
 
 
 def test_a_running_stack_keeps_its_ports() -> None:

@@ -16,7 +16,7 @@ from commun.exactly_once import Positions, TransactionalProducer, patiently
 from commun.group_member import GroupMember
 from commun.group_positions import GroupPositions
 from commun.settings import ROOT
-from exercice1 import changes, files, follow, reading
+from exercice1 import changes, files, follow, reading, rotation
 from exercice2.fenetres.merging import Merging
 from exercice2.fenetres.partials import Merger, Position
 from tests.models import claims, groups, lives, monitors
@@ -50,6 +50,20 @@ def _hasty(take: Callable[..., dict[bytes, bytes]]) -> Callable[..., dict[bytes,
 def _header_always(self: Any, header: Any, *_: object) -> Any:
     """La première ligne est un en-tête, quoi qu'il y ait avant."""
     return header
+
+
+MISSED, PAST, IN_ORDER = follow.Follower._find_missed, follow.Follower._all_past, rotation.in_order
+
+
+def _one_copy(self: Any, new: Any, now: float, *, since: int | None = None, most: int | None = None) -> None:
+    """Copié et vidé plusieurs fois : une seule copie est lue."""
+    if since is None:
+        MISSED(self, new, now, most=most)
+
+
+def _only_begun(self: Any) -> Any:
+    """Les fichiers quittés dont rien n'est encore lu ne sont pas retenus."""
+    return tuple(past for past in PAST(self) if past.mark != follow.UNREAD)
 
 
 # --- Le membre d'un groupe ---
@@ -156,6 +170,15 @@ FAULTS: dict[str, tuple[Callable[[int], str], *tuple[Change, ...]]] = {
     ),
     "deux rotations entre deux regards": (LIVES, Change(follow.Follower, "_find_missed", lambda *_: None)),
     "une rotation derrière un lien": (LIVES, Change(follow.Follower, "_folders", lambda self: [Path(self.path)])),
+    "copié et vidé deux fois pendant un arrêt": (LIVES, Change(follow.Follower, "_find_missed", _one_copy)),
+    "rangé ailleurs, il est fermé aussitôt": (
+        LIVES, Change(follow.Follower, "_gone_at", property(lambda self: 0.0, lambda self, at: None)),
+    ),
+    "le nouveau commence comme l'ancien": (LIVES, Change(follow.Follower, "_has_turned", lambda self, inode: False)),
+    "tué avant d'avoir lu une rotation manquée": (LIVES, Change(follow.Follower, "_all_past", _only_begun)),
+    "des rotations manquées, lues à l'envers": (
+        LIVES, Change(rotation, "in_order", lambda *wanted: IN_ORDER(*wanted)[::-1]),
+    ),
     "deux écritures à la même date": (LIVES, Change(changes, "TICK_SECONDS", -1e9)),
     "le topic recréé n'est pas vu": (GROUPS, Change(GroupPositions, "topic_id", lambda self, seconds=0.0: "")),
     "le topic recréé est lu par le même client": (GROUPS, Change(GroupMember, "_renew", _same_client)),

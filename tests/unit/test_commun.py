@@ -5,6 +5,9 @@ import contextlib
 import itertools
 import logging
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +28,7 @@ from commun.settings import ROOT, setting
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, producer_resilient
 from exercice3 import producer as ventes_producer
+from tests.lab import NeverStopped
 
 CHOOSERS = (csv_producer, producer_resilient, consumer_resilient, dead_letters)
 
@@ -361,6 +365,33 @@ def test_stop_then_interrupt() -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def test_a_wait_lasts_what_it_should() -> None:
+    """Ni plus court, ni sans fin ; un temps négatif n'attend pas ; un autre fil peut demander l'arrêt."""
+    stop, start = NeverStopped(), time.monotonic()
+    assert not stop.wait(0.25)
+    assert time.monotonic() - start >= 0.25
+    assert not stop.wait(-1)
+    threading.Timer(0.1, stop.ask).start()
+    assert stop.wait(600)
+    assert stop.wait(-1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="setitimer n'y est pas")
+def test_a_signal_at_any_moment_of_a_wait() -> None:
+    """Deux mille signaux pendant de très courtes attentes : le fil interrompu ne s'attend jamais lui-même."""
+    script = """
+import random, signal
+from commun.cli import Stop
+for _ in range(2000):
+    stop = Stop()
+    signal.signal(signal.SIGALRM, stop._on_signal)
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 5e-4))
+    while not stop:
+        stop.wait(5e-5)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
 
 
 def test_french_numbers() -> None:

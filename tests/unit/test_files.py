@@ -254,9 +254,14 @@ def test_odd_entries_stop_nothing(path: Path, caplog: pytest.LogCaptureFixture) 
     odd = os.path.join(os.fsencode(path.parent), b"caf\xe9.csv")
     with open(odd, "wb") as file:
         file.write((HEADER + rows(2)).encode())
+    for name in ("w.csv.gz", "v.csv~", ".caché.csv", "notes.txt"):
+        append(path.with_name(name), HEADER + rows(9))
+    append(path.with_name("MAJUSCULES.CSV"), HEADER + rows(3))
     reader = Reader(path.parent)
-    assert sorted(reader.look()) == ["1", "2"]
+    assert sorted(reader.look()) == ["1", "2", "3"]
     assert caplog.text.count("est un dossier") == caplog.text.count("n'est pas un fichier ordinaire") == 1
+    assert caplog.text.count("est compressé") == caplog.text.count("est la sauvegarde") == 1
+    assert "notes" not in caplog.text
     reader.start()
     assert reader.look() == []
     named = Reader(path.parent / "tube.csv", path)
@@ -924,3 +929,17 @@ def test_the_last_line_of_a_renamed_file(path: Path, caplog: pytest.LogCaptureFi
     reader.look(20)
     assert [row["ville"] for row in reader.kafka.rows] == ["ville 1", "Bre", "ville 3"]
     assert "elle est prise pour finie" in caplog.text
+
+
+def test_a_closed_folder_is_told(path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Un dossier fermé à ce compte est dit, et compte parmi ce qui n'est pas lu ; rouvert, il est lu."""
+
+    def refused(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "listdir", refused)
+        reader = Reader(path.parent)
+        assert reader.look(2) == []
+        assert len(reader.sender.files.unread) == caplog.text.count("ne peut pas être lu") == 1
+    assert reader.look() == ["1"]

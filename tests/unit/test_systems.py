@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,36 +106,6 @@ def test_stop_listens_to_ctrl_break(windows: pytest.MonkeyPatch) -> None:
     assert not stop
     handlers[21](21, None)
     assert stop
-
-
-def test_a_long_wait_hears_ctrl_c(windows: pytest.MonkeyPatch) -> None:
-    """Windows ne voit un signal qu'entre deux attentes : aucune ne dépasse une tranche."""
-    waited: list[float] = []
-
-    class Event(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            waited.append(timeout or 0.0)
-            if len(waited) == 3:
-                self.set()  # ce que fait le gestionnaire de Ctrl-C
-            return self.is_set()
-
-    start = time.monotonic()
-    assert systems.wait(Event(), 60)
-    assert time.monotonic() - start < 20
-    assert max(waited) <= systems.SLICE_SECONDS
-
-
-@pytest.mark.parametrize("platform", ["linux", "win32"])
-def test_a_wait_lasts_what_it_should(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    """Ni plus court, ni sans fin ; un temps négatif n'attend pas."""
-    monkeypatch.setattr(sys, "platform", platform)
-    event, start = threading.Event(), time.monotonic()
-    assert not systems.wait(event, 0.25)
-    assert time.monotonic() - start >= 0.25
-    assert not systems.wait(event, -1)
-    event.set()
-    assert systems.wait(event, 60)
-    assert systems.wait(event, -1)
 
 
 class Asked:
