@@ -167,8 +167,6 @@ class Follower:
 
     def rows_in(self, file: BinaryIO) -> Known:
         """Jusqu'où ``file`` est ce qui a été lu sous ce nom ; rien s'ils n'ont que l'en-tête en commun."""
-        if self._has_turned(self.inode):  # renommé, et non copié : ce fichier-ci ne fait que commencer comme lui
-            return (), False
         if len(kept := still_true(file, tuple(self._marks()))) > 1:
             return kept, self.bare
         for past in self.past:
@@ -394,12 +392,13 @@ class Follower:
         other = self.saved.inode is not None and not same
         old = self._find_current() if other else None
         continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
-        turned = other and self._has_turned(self.saved.inode)
-        continued = continued and not turned  # tourné, l'ancien est là : celui-ci peut commencer comme lui
-        if old and continued:  # un éditeur a gardé l'ancien à côté
+        continued = continued and not (other and self._has_left())  # c'est déjà jugé : l'ancien est lu d'abord
+        if old and continued:  # gardé à côté, par un éditeur ou un export cumulatif : le nouveau l'a-t-il en entier ?
+            continued = _same_bytes(file, old.file, marks[-1].offset, os.fstat(old.file.fileno()).st_size)
+        if old and continued:
             self._drop(old)
         elif old:
-            log.info("%s a été renommé : j'en lis d'abord la fin.", self.path)
+            self._say(f"{self.path} a été renommé : j'en lis d'abord la fin.")
             self._leave(old, now)
         if continued and same:
             marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
@@ -416,13 +415,20 @@ class Follower:
             if other:
                 self._find_missed(file, now)
             if (marks or other) and not known:
-                before = () if turned or self._has_left() else marks
+                before = () if self._has_left() else marks
+                self._retain_former(stat.st_ino)
                 self._restart(file, before, "a changé pendant que je ne le lisais pas", now)
                 return True
             marks = known
+        self._retain_former(stat.st_ino)
         self._grown_at = now
         self._follow(OpenCsv(file, self.form, marks, self.header, bare))
         return True
+
+    def _retain_former(self, inode: int) -> None:
+        """Passe à un fichier de ce numéro : un autre nom peut tenir l'ancien, sans avoir encore dit où il en est."""
+        if self.saved.inode not in (None, inode) and not self._has_left():
+            self._retain(self.saved.inode or 0, self.saved.marks, bare=self.saved.bare)
 
     def _seen_elsewhere(self, file: BinaryIO) -> Known | None:
         """Jusqu'où ce fichier, ou celui dont il est la copie, a déjà été lu ; None : il faut attendre pour le dire."""
@@ -469,15 +475,6 @@ class Follower:
         """Les vrais chemins de ce nom, liens suivis : où il mène, et où il menait."""
         return list(dict.fromkeys(Path(path) for path in (os.path.realpath(self.path), self.saved.real) if path))
 
-    def _has_turned(self, inode: int | None) -> bool:
-        """Vrai si ce fichier porte maintenant un nom que prend le nôtre en tournant (de v.csv.1, v.csv.2)."""
-        return any(
-            entry.inode() == inode and rotation.turned(entry.name, base)
-            for real in self._folders()
-            for base in (real.name, *rotation.origins(real.name))
-            for entry in rotation.neighbours(real)
-        )
-
     def _find(self, inode: int, mark: Mark, *, bare: bool) -> BinaryIO | None:
         """Le fichier de ce numéro et de ce contenu, s'il est dans le dossier sous un autre nom.
 
@@ -486,7 +483,7 @@ class Follower:
         for real in self._folders():
             for entry in rotation.neighbours(real):
                 sure = mark.lines > (not bare) or rotation.turned(entry.name, real.name)
-                if entry.inode() == inode and sure and (file := self._free(entry.path)):
+                if Path(entry.path) != real and entry.inode() == inode and sure and (file := self._free(entry.path)):
                     if mark == UNREAD or matches(file, mark):
                         return file
                     file.close()
@@ -520,15 +517,14 @@ class Follower:
             return bool(rotation.styles(name, real.name) & style) if by_stem else rotation.appended(name, real.name)
 
         born = [entry for entry in entries if is_turn(entry.name) and since and entry.stat().st_mtime_ns >= since]
-        replaced = not ours and self.inode != os.fstat(new.fileno()).st_ino  # d'un coup (mv) : l'ancien n'est plus là
         found = dict[os.DirEntry[str], OpenCsv]()
         for entry in born:
             if file := self._free(entry.path):
                 start, bare = self.already_read(file)
-                if not start and not ours:  # le nôtre a été vidé, ou effacé : celui-ci peut en être la copie
+                if not start:
                     start, bare = self._copied_from(file)
                 whole = start and start[-1].offset >= os.fstat(file.fileno()).st_size
-                if whole or (replaced and _archive_of(new, file)):
+                if whole or _archive_of(new, file):
                     file.close()
                 else:
                     found[entry] = OpenCsv(file, self.form, start, self.header, bare)
@@ -584,8 +580,7 @@ class Follower:
         stat, renamed = os.fstat(new.fileno()), os.fstat(current.file.fileno()).st_nlink > 0
         if not self.others.available(identity_of(stat), self):
             return False
-        turned = renamed and self._has_turned(current.inode)
-        if len(current.marks) > 1 and not turned and current.continues_in(new, strictly=renamed):
+        if len(current.marks) > 1 and current.continues_in(new, strictly=renamed):
             log.info("%s a été remplacé, et commence comme avant : je continue.", self.path)
             self._drop(current)
             self._follow(OpenCsv(new, self.form, current.marks, current.header, current.bare))
@@ -618,10 +613,14 @@ class Follower:
 
     def _drop(self, file: OpenCsv) -> None:
         """Ferme un fichier, et retient sa place."""
-        if file.marks:
-            kept = [past for past in self.past if past.inode != file.inode]
-            self.past = (*kept, Past(file.inode, file.marks[-1], file.bare))[-PAST_FILES:]
+        self._retain(file.inode, file.marks, bare=file.bare)
         file.file.close()
+
+    def _retain(self, inode: int, marks: Sequence[Mark], *, bare: bool) -> None:
+        """Retient jusqu'où un fichier quitté a été lu."""
+        if marks:
+            kept = [past for past in self.past if past.inode != inode]
+            self.past = (*kept, Past(inode, marks[-1], bare))[-PAST_FILES:]
 
     def _restart(self, file: BinaryIO, marks: Sequence[Mark], what: str, now: float) -> None:
         """Reprend ``file`` après le dernier repère qui y est encore vrai, ou à son début."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".Z", ".7z")
+_YEAR_FIRST = re.compile(r"[.\-_](19|20)\d\d([.\-_]?(0[1-9]|1[0-2]))([.\-_T]?\d\d)*")
 _START = re.compile(r"[.\-_]\d")
 _TURN = re.compile(r"[.\-_]\d[\d.\-_T:]*?(\.[A-Za-z]\w*)?")  # un numéro ou une date, puis l'extension s'il l'a gardée
 
@@ -34,24 +35,29 @@ def origins(name: str) -> set[str]:
     return {origin for origin, _ in _turns(name)} - {"", name}
 
 
+def _turned_into(name: str, base: str) -> list[str]:
+    """Ce qui a été ajouté à ``base``."""
+    return [added for origin, added in _turns(name) if origin == base]
+
+
 def styles(name: str, base: str) -> set[str]:
     """Comment ``base`` est devenu ``name`` : la même chose pour v.csv.1 et v.csv.12, une autre pour v.csv-20261127."""
-    added = (added for origin, added in _turns(name) if origin == base)
+    added = _turned_into(name, base)
     return {re.sub(r"\d+", lambda run: "1" if len(run[0]) < 4 else "0" * len(run[0]), text) for text in added}
 
 
 def in_order(entries: Iterable[os.DirEntry[str]], oldest: str, base: str) -> list[os.DirEntry[str]]:
     """Des rotations de ``base``, la plus ancienne d'abord ; ``oldest`` : le nom de celle d'avant elles, ou vide.
 
-    Leurs noms disent leur ordre : une date monte, un numéro monte ou descend à partir de celui d'``oldest``. La date de
-    leur contenu, quand on y écrit encore, en dit un autre.
+    Leurs noms disent leur ordre : une date qui commence par l'année monte, un numéro monte ou descend à partir de celui
+    d'``oldest``. La date de leur contenu, quand on y écrit encore, en dit un autre.
     """
     found = list(entries)
     style, after = styles(oldest, base), {_numbers(entry.name) > _numbers(oldest) for entry in found}
     if oldest and all(styles(entry.name, base) == style for entry in found):
-        if any("0000" in text for text in style):
+        if all(_YEAR_FIRST.match(text) for text in _turned_into(oldest, base)):
             return sorted(found, key=lambda entry: _numbers(entry.name))
-        if len(after) == 1:
+        if len(after) == 1 and not any("00" in text for text in style):
             return sorted(found, key=lambda entry: _numbers(entry.name), reverse=not after.pop())
     return sorted(found, key=lambda entry: entry.stat().st_mtime_ns)
 

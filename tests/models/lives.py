@@ -5,8 +5,6 @@ combien de fois elle doit être dans Kafka : une, et pour quelques-unes, que la 
 nombre entre deux bornes. ``python -m tests.models.lives 20000`` en vit vingt mille.
 """
 
-import csv
-import io
 import json
 import logging
 import os
@@ -289,19 +287,18 @@ class Life:
                 half, self.half = self.half, ""
                 self.late |= self.halves
             self.ready()
-            alike = self.header and self.dice.random() < 0.1  # sans numéro unique : le nouveau commence comme l'ancien
+            cumulative = self.header and not half and not self.pattern and self.dice.random() < 0.1
             self.jumbled = self.jumbled or (self.edited and not self.unseen)
-            if self.unseen or self.copied or (alike and self.edited):
+            if self.unseen or self.copied or cumulative:
                 self.look(SEEN)
                 self.copied = self.edited = False
             old = self.shift()
             self.path.rename(old)
             self.say("renommé", old.name)
             late = bool(half) or self.dice.random() < 0.3
-            if alike and not half:
-                text = old.read_bytes().decode()
-                self.again(text)
-                self._write(self.path, text + (self.row() if self.dice.random() < 0.5 else ""))
+            if cumulative:  # le nouveau reprend tout l'ancien : rien n'en repart
+                late = False
+                self._write(self.path, old.read_bytes().decode() + self.row())
             elif self.dice.random() < 0.8:
                 self._write(self.path, HEADER)
                 self.header = True
@@ -311,14 +308,9 @@ class Life:
                 if self.dice.random() < 0.5:
                     self.look(1.0)
                 self._write(old, half + self.late_row())
-            self.unseen = self.dice.random() < 0.5  # plusieurs rotations sans que le lecteur ait rien vu, ou non
-
-    def again(self, text: str) -> None:
-        """Ces lignes sont écrites une fois de plus, et doivent arriver."""
-        for name, *_ in csv.reader(io.StringIO(text)):
-            if name in self.most:
-                self.least[name] += 1
-                self.most[name] += 1
+            self.unseen = (
+                cumulative or self.dice.random() < 0.5
+            )  # plusieurs rotations sans que le lecteur ait rien vu, ou non
 
     def move_away(self) -> None:
         """Rangé dans un autre dossier ; qui y écrivait a encore un instant pour finir, si le lecteur le tient."""

@@ -174,7 +174,6 @@ FAULTS: dict[str, tuple[Callable[[int], str], *tuple[Change, ...]]] = {
     "rangé ailleurs, il est fermé aussitôt": (
         LIVES, Change(follow.Follower, "_gone_at", property(lambda self: 0.0, lambda self, at: None)),
     ),
-    "le nouveau commence comme l'ancien": (LIVES, Change(follow.Follower, "_has_turned", lambda self, inode: False)),
     "tué avant d'avoir lu une rotation manquée": (LIVES, Change(follow.Follower, "_all_past", _only_begun)),
     "des rotations manquées, lues à l'envers": (
         LIVES, Change(rotation, "in_order", lambda *wanted: IN_ORDER(*wanted)[::-1]),

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -790,18 +791,45 @@ def test_a_quiet_file_moved_away_can_be_finished(path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["en marche", "arrêté"])
-def test_a_new_file_that_begins_like_the_old_one(path: Path, stopped: bool) -> None:
-    """Des lignes sans identifiant : après une rotation, le nouveau commence comme l'ancien, et n'est pas lui."""
+def test_a_cumulative_export(path: Path, stopped: bool) -> None:
+    """L'ancien est rangé à côté, le nouveau le reprend en entier : rien n'en repart, pas même ce qui n'était pas lu."""
     reader = Reader(path)
     reader.look()
     if stopped:
-        append(path, rows(7))
-    path.rename(path.with_name("v.csv.1"))
-    path.write_text(HEADER + rows(1, 2), encoding="utf-8")
+        append(path, rows(2))
+    path.rename(path.with_name("v.csv-20261201"))
+    path.write_text(HEADER + rows(1, 2, 3), encoding="utf-8")
     if stopped:
         reader.start()
     reader.look()
-    assert ids(reader) == ["1", *(["7"] if stopped else []), "1", "2"]
+    assert ids(reader) == ["1", "2", "3"]
+
+
+def test_what_only_the_old_file_had(path: Path) -> None:
+    """Rangé pendant un arrêt, l'ancien a des lignes que le nouveau, qui commence pourtant comme lui, n'a pas."""
+    reader = Reader(path)
+    reader.look()
+    append(path, rows(7, 8))
+    path.rename(path.with_name("v.csv.1"))
+    path.write_text(HEADER + rows(1, 2), encoding="utf-8")
+    reader.start()
+    reader.look()
+    assert ids(reader) == ["1", "7", "8", "1", "2"]
+
+
+@pytest.mark.parametrize("style", ["{:%d%m%Y}", "{:%d-%m-%Y}", "{:%Y%m%d}", "{:%Y-%m-%d}"])
+def test_missed_files_in_order(path: Path, style: str) -> None:
+    """Trois rotations manquées, sur deux mois : dans l'ordre, que la date commence par l'année ou par le jour."""
+    reader = Reader(path)
+    reader.look()
+    for number, day in enumerate((29, 30, 31), 2):
+        date = datetime(2026, 11, day) if day < 31 else datetime(2026, 12, 1)
+        path.rename(path.with_name("v.csv-" + style.format(date)))
+        path.write_text(HEADER + rows(number), encoding="utf-8")
+        time.sleep(0.02)
+    reader.start()
+    reader.look()
+    assert ids(reader) == ["1", "2", "3", "4"]
 
 
 def test_another_file_under_the_number_of_a_deleted_one(path: Path) -> None:
@@ -860,6 +888,21 @@ def test_an_archive_of_the_file_that_replaces_it(path: Path) -> None:
     new.rename(path)
     reader.look()
     assert ids(reader) == ["1", "11", "12", "13"]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["en marche", "arrêté"])
+def test_an_export_rewritten_in_place_and_archived(path: Path, stopped: bool) -> None:
+    """Chaque jour, récrit sur place puis copié sous sa date : chaque ligne part une fois."""
+    reader = Reader(path)
+    reader.look()
+    shutil.copy(path, path.with_name("v.csv-20261201"))
+    for day in (2, 3):
+        path.write_text(HEADER + rows(day * 10, day * 10 + 1), encoding="utf-8")
+        shutil.copy(path, path.with_name(f"v.csv-2026120{day}"))
+        if stopped:
+            reader.start()
+        reader.look()
+    assert ids(reader) == ["1", "20", "21", "30", "31"]
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["en marche", "arrêté"])
