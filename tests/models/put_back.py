@@ -21,7 +21,7 @@ from exercice2.fenetres.merging import Merging
 from exercice2.fenetres.partials import Merger, Position
 from tests.models import claims, groups, lives, monitors
 
-MOST = 1_000  # histoires ; une faute que tant ne montrent pas n'est pas vue
+MOST = 3_000  # histoires ; une faute que tant ne montrent pas n'est pas vue
 # Un compte faux ; et non une erreur de ce que l'on vient de remettre.
 TOLD = ("AssertionError", "donne", "perdus", "doublés", "pas relus", "en désordre", "fenêtres")
 
