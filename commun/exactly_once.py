@@ -272,6 +272,8 @@ def open_producer(config: Config, stop: Stop) -> Producer:
         except KafkaException as error:
             if error.args[0].code() not in FENCED:  # un autre, au même instant, sous le même identifiant
                 raise PipelineError(f"Kafka refuse une transaction : {refusal(error.args[0])}.") from error
+            if stop:
+                raise Stopped from None
 
 
 class Recovered(NamedTuple):
