@@ -207,6 +207,13 @@ class Stop:
         return self._asked
 
 
+class NeverStopped(Stop):
+    """Un arrêt que personne ne demande : les signaux restent à qui appelle."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+
 class Stopped(Exception):
     """L'arrêt est demandé et Kafka ne répond pas."""
 

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from commun.cli import Stop, duration, french_number
+from commun.cli import NeverStopped, duration, french_number
 from commun.dead_letters import MARKS_SUFFIX, SUFFIX, Letters
 from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, connect
@@ -37,13 +37,6 @@ READER = {
 
 State = dict[str, Any]
 Partition = tuple[str, int]
-
-
-class NeverStopped(Stop):
-    """Les signaux restent à qui regarde."""
-
-    def __init__(self) -> None:
-        self._asked = False
 
 
 def read_state(seconds: float = STATE_SECONDS) -> State:

@@ -25,7 +25,7 @@ from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from commun.cli import Stop
+from commun.cli import NeverStopped
 from commun.exactly_once import Positions, open_producer
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn
@@ -231,13 +231,6 @@ class BankLab(Scripts):
         for value in values:
             producer.produce(self.topic, value, key)
         assert producer.flush(30) == 0
-
-
-class NeverStopped(Stop):
-    """Un arrêt que personne ne demande : les signaux restent à pytest."""
-
-    def __init__(self) -> None:
-        self._asked = False
 
 
 def bar(topic: str, source: str) -> None:

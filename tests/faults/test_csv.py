@@ -11,6 +11,7 @@ import time
 import pytest
 from confluent_kafka.cimpl import NewTopic
 
+from commun.cli import NeverStopped
 from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import client_config, ensure_topics
@@ -20,7 +21,7 @@ from exercice1.fingerprint import Saved
 from exercice1.reading import Format
 from exercice1.sending import Sender
 from tests.conftest import services
-from tests.lab import CsvLab, NeverStopped, wait_until
+from tests.lab import CsvLab, wait_until
 
 HEADER = "id,nom\n"
 KILLS = int(os.environ.get("TESTS_KILLS", "12"))  # TESTS_KILLS=50 pour la boucle entière

@@ -5,11 +5,12 @@ import signal
 import time
 from collections import Counter
 
+from commun.cli import NeverStopped
 from commun.exactly_once import TransactionalProducer
 from commun.kafka import client_config
 from commun.settings import bootstrap_servers
 from exercice2.verification.network import Network
-from tests.lab import BankLab, NeverStopped, create, generated, wait_until
+from tests.lab import BankLab, create, generated, wait_until
 
 
 def test_an_end_that_arrives_too_late(bank_lab: BankLab) -> None:

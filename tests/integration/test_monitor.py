@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from commun.cli import NeverStopped
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.topics import identity
 from exercice2.fenetres.merging import Merging
@@ -34,7 +35,7 @@ from exercice2.topic import PARTITIONS
 from exercice2.transactions import Transaction, generate, to_json
 from exercice2.verification.chaos import transactions
 from exercice2.verification.verdicts import SIZE, Window, expected_windows, judge_windows
-from tests.lab import BankLab, NeverStopped, Running, headers, wait_until
+from tests.lab import BankLab, Running, headers, wait_until
 
 
 class TwentySeconds(NeverStopped):
