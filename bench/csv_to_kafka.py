@@ -37,13 +37,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import Parser, french_number, positive, run
 from commun.csv_header import Options, read_header
 from commun.csv_rows import Place
-from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT, setting
 from exercice1.producer import PRODUCER_CONFIG
@@ -51,6 +48,9 @@ from exercice1.reading import Format
 from exercice1.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from services import install
 from services.stack import Stack
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

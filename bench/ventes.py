@@ -26,14 +26,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-import psycopg2
-from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-from psycopg2.extensions import connection as Connection
-
+from commun import PipelineError
 from commun.cli import Parser, Stop, french_number, positive, run
-from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, connect, delete_topics, ensure_topics
 from commun.settings import LOCAL_HOST, ROOT, postgres_dsn, refuse_elsewhere, setting
 from commun.systems import ask_to_stop, own_group
@@ -43,6 +37,12 @@ from exercice3.collection import open_client, open_database, prepare, to_documen
 from exercice3.lots import manifests
 from exercice3.schema import apply_schema
 from exercice3.ventes import FIELDS, Vente, generate, parse, to_json
+
+import psycopg2
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("pipeline")
 

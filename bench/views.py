@@ -17,15 +17,15 @@ from contextlib import closing
 from datetime import date
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
+from commun import PipelineError
 from commun.cli import Parser, french_number, positive, run
-from commun.errors import PipelineError
 from commun.settings import ROOT, postgres_dsn
 from exercice3.schema import apply_schema
 from exercice3.ventes import PRODUITS, REGIONS
 from tableau.sheet_sql import Query, Selection, query, read_sheets
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("pipeline")
 

@@ -38,13 +38,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
-import msgspec
-import psutil
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import Parser, french_number, positive, run
-from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT
 from exercice2.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC_CONFIG
@@ -53,6 +48,11 @@ from exercice2.verification.flink_beside import PORT_OFFSET, Process, process, r
 from services import install
 from services.flink import JOB, Flink
 from services.stack import JOBMANAGER, Stack
+
+import msgspec
+import psutil
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

@@ -13,8 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
-from commun import systems
-from commun.errors import PipelineError
+from commun import INTERRUPTED, PipelineError, systems
 
 log = logging.getLogger("pipeline")
 
@@ -232,7 +231,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except Stopped as stopped:
         code = _failed(str(stopped))
     except KeyboardInterrupt:
-        code = _failed("Interrompu avant la fin.")
+        code = _failed(INTERRUPTED)
     except Exception as error:
         if systems.is_broken_pipe(error):
             # « | head » a fermé le tube : ce n'est pas une erreur, et plus rien n'est à écrire.

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from commun import START_HINT, Aborted, PipelineError
+from commun.cli import Parser, Stop, Stopped
+from commun.exactly_once import TransactionalProducer
+from commun.kafka import Config, Headers, admin_config, client_config, connect, ensure_topics, kafka_options
+from commun.topics import read_topic
+
 from confluent_kafka import KafkaException, Message
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-
-from commun.cli import Parser, Stop, Stopped
-from commun.errors import START_HINT, PipelineError
-from commun.exactly_once import Aborted, TransactionalProducer
-from commun.kafka import Config, Headers, admin_config, client_config, connect, ensure_topics, kafka_options
-from commun.topics import read_topic
 
 log = logging.getLogger("pipeline")
 

@@ -27,12 +27,12 @@ from functools import partial
 from threading import Thread
 from typing import NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-
+from commun import Aborted, PipelineError
 from commun.cli import Stop, Stopped, french_number
-from commun.errors import PipelineError
 from commun.kafka import Config, Headers, admin_config, connect, count_partitions, refusal, send
 from commun.topics import CALL_SECONDS, read_topic
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")
@@ -63,10 +63,6 @@ def refuse_several_partitions(config: Config, topic: str) -> None:
             f"Le topic {name} a {count} partitions, et il en faut une seule, où les positions se suivent : effacez-le "
             "s'il n'a jamais servi, ou prenez un autre --topic."
         )
-
-
-class Aborted(Exception):
-    """La transaction est à annuler : rien de ce qu'elle portait ne sera lisible, tout est à refaire."""
 
 
 def patiently(call: Callable[[], T], stop: Stop) -> T:

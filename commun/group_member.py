@@ -26,15 +26,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Self, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-
+from commun import Aborted, PipelineError
 from commun.cli import Stop, Stopped
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted
 from commun.group_positions import SHORT_SECONDS, GroupPositions, joined
 from commun.kafka import Config, connect, place, readable
 from commun.outputs import Outputs, answer_with
 from commun.topics import IDENTITY_SECONDS
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")

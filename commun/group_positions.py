@@ -16,6 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from commun import PipelineError
+from commun.cli import Stop, Stopped
+from commun.kafka import Config, refusal
+from commun.topics import CALL_SECONDS, Identity, bounds, read_topic
+
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
@@ -25,11 +30,6 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
-
-from commun.cli import Stop, Stopped
-from commun.errors import PipelineError
-from commun.kafka import Config, refusal
-from commun.topics import CALL_SECONDS, Identity, bounds, read_topic
 
 log = logging.getLogger("pipeline")
 T = TypeVar("T")

@@ -9,6 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from commun import START_HINT, PipelineError, UsageError
+from commun.cli import Parser, Stop, Stopped
+from commun.contracts import LETTER
+from commun.metrics import count_letter
+from commun.settings import bootstrap_servers
+from commun.systems import reason
+
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
@@ -27,13 +34,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 from confluent_kafka.cimpl import NewTopic
-
-from commun.cli import Parser, Stop, Stopped
-from commun.contracts import LETTER
-from commun.errors import START_HINT, PipelineError, UsageError
-from commun.metrics import count_letter
-from commun.settings import bootstrap_servers
-from commun.systems import reason
 
 log = logging.getLogger("pipeline")
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from commun import PipelineError
 from commun.cli import Parser, port
-from commun.errors import PipelineError
 from commun.systems import reason
 
 if TYPE_CHECKING:

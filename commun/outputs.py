@@ -11,13 +11,13 @@ from functools import partial
 from threading import Thread
 from typing import Protocol, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-
+from commun import Aborted, PipelineError
 from commun.cli import Stop, Stopped
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted, TransactionalProducer
+from commun.exactly_once import TransactionalProducer
 from commun.kafka import Config, Headers, connect, refusal, send
 from commun.topics import CALL_SECONDS
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 T = TypeVar("T")
 

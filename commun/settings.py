@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-from dotenv.parser import parse_stream
+from commun import PipelineError
 
-from commun.errors import PipelineError
+from dotenv.parser import parse_stream
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBPQ = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}

@@ -5,12 +5,12 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+from commun import PipelineError
+from commun.cli import Stop, Stopped
+from commun.kafka import Config, admin_config, connect, refusal
+
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
-
-from commun.cli import Stop, Stopped
-from commun.errors import PipelineError
-from commun.kafka import Config, admin_config, connect, refusal
 
 log = logging.getLogger("pipeline")
 

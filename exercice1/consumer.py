@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
-from confluent_kafka.cimpl import NewTopic
-
 from commun.cli import Parser, Stop, positive, run
 from commun.kafka import FromBeginning, Lag, client_config, connect, ensure_topics, kafka_options, place, readable
 from commun.metrics import Measures, metrics_option, serve_metrics
@@ -32,6 +29,9 @@ from commun.systems import reader_gone, write_out
 from commun.topics import IDENTITY_SECONDS, Recreated, SameTopic
 from exercice1.display import Record, Table, as_json, as_raw, read, selected
 from exercice1.topic import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

@@ -4,9 +4,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from commun.cli import printable
+
+import msgspec
 
 _GAP = "  "
 _DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])

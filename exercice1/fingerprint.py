@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
-import msgspec
-
 from commun.csv_header import Header
+
+import msgspec
 
 WINDOW_BYTES = 4096  # octets comptés dans une empreinte, au début du fichier et avant la place
 PAST_FILES = 8

@@ -7,9 +7,9 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-import msgspec
-
 from commun.csv_header import Header, HeaderError
+
+import msgspec
 
 # Un enregistrement : son objet JSON, et la clé demandée (--key), ou None. Un simple couple, pour aller vite.
 Row = tuple[bytes, bytes | None]

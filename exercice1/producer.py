@@ -26,12 +26,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from confluent_kafka.cimpl import NewTopic
-
-from commun import csv_header
+from commun import PipelineError, csv_header
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.csv_header import HeaderError, Options
-from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions, refuse_several_partitions
 from commun.kafka import client_config, ensure_topics, kafka_options
 from commun.metrics import metrics_option, serve_metrics
@@ -43,6 +40,8 @@ from exercice1.progress import Progress
 from exercice1.reading import Format, OpenCsv, Rows, open_regular
 from exercice1.sending import Counts, Sender
 from exercice1.topic import MESSAGE_BYTES, PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
+
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from commun.cli import french_number
 from commun.systems import write_out
 from exercice1.display import Record, Table
 from exercice1.sending import Counts, Sender
+
+import msgspec
 
 MOST_ROWS = 20  # fichiers montrés à la fois dans la table ; en JSON, tous
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from commun import Aborted, PipelineError
 from commun.cli import Stop, french_number
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted, Positions
+from commun.exactly_once import Positions
 from commun.kafka import Headers, dead_letter_headers
 from commun.metrics import Durations, Measures
 from exercice1.files import Files

@@ -23,12 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from confluent_kafka import Message
-
+from commun import Aborted, PipelineError
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.contracts import TRANSACTION, header
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted
 from commun.group_member import GroupMember, Owned
 from commun.group_positions import SOURCE, offsets_option, reset_option
 from commun.kafka import (
@@ -45,6 +42,8 @@ from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.outputs import AtLeastOnce, ExactlyOnce, Outputs
 from exercice2.topic import TOPIC, VALID_TOPIC, letters, stream, topic_options
 from exercice2.work import ON_ERROR, Done, do_work, load_work
+
+from confluent_kafka import Message
 
 log = logging.getLogger("pipeline")
 

@@ -26,21 +26,19 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
-from confluent_kafka import Message, TopicPartition
-
+from commun import Aborted, PipelineError
 from commun.cli import Parser, Stop, Stopped, positive, run
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted
 from commun.group_member import GroupMember
 from commun.kafka import Config, client_config, count_partitions, ensure_topics, kafka_options
 from commun.metrics import Measures, metrics_option, serve_metrics
 from commun.outputs import ExactlyOnce
-from commun.topics import bounds
 from exercice2.fenetres.counting import Reading
 from exercice2.fenetres.merging import Merging
 from exercice2.fenetres.published import alert_option
 from exercice2.fenetres.screen import Numbers, Screen
 from exercice2.topic import TOPIC, letters, single, stream, topic_options
+
+from confluent_kafka import Message
 
 log = logging.getLogger("pipeline")
 
@@ -91,7 +89,7 @@ class Monitor:
     """Les deux étages, l'un après l'autre, et l'écran."""
 
     def __init__(self, args: argparse.Namespace, stop: Stop, config: Config, producer: Config) -> None:
-        self.args, self.stop, self.config = args, stop, config
+        self.args, self.stop = args, stop
         self.numbers = Numbers()
         counts, results = (
             ExactlyOnce(producer | {"transactional.id": f"{topic}-{uuid.uuid4().hex}"}, stop)
@@ -127,9 +125,9 @@ class Monitor:
 
     def run_once(self, screen: Screen) -> None:
         """--once : jusqu'au bout du topic, tel qu'il est au démarrage."""
-        ends = {p: self._end(self.args.topic, p) for p in range(self.args.partitions)}
+        ends = {partition: self.first.positions.bounds(partition)[1] for partition in range(self.args.partitions)}
         self._until(self.first, ends, screen)
-        self._until(self.second, {0: self._end(self.args.partials, 0)}, screen)
+        self._until(self.second, {0: self.second.positions.bounds(0)[1]}, screen)
         self._show(screen)
 
     def _until(self, member: GroupMember, ends: dict[int, int], screen: Screen) -> None:
@@ -151,9 +149,6 @@ class Monitor:
                 member.checkpoint()
                 if not member.must_abort:
                     return
-
-    def _end(self, topic: str, partition: int) -> int:
-        return bounds(self.config, TopicPartition(topic, partition), self.stop)[1]
 
     def measures(self) -> Measures:
         """Pour --metrics-port."""

@@ -21,13 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-from confluent_kafka import KafkaError, Message
-
+from commun import Aborted, PipelineError
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.contracts import TRANSACTION, header
-from commun.errors import PipelineError
-from commun.exactly_once import POSITIONS_CONFIG, Aborted, Positions
+from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     Config,
@@ -41,6 +38,9 @@ from exercice2.deliveries import Deliveries
 from exercice2.sources import CsvFile, Generated, Item, Pace, Saved, Source
 from exercice2.topic import TOPIC, letters, single, stream, topic_options
 from exercice2.transactions import to_json
+
+import msgspec
+from confluent_kafka import KafkaError, Message
 
 log = logging.getLogger("pipeline")
 

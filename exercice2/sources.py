@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import msgspec
-
+from commun import PipelineError
 from commun.csv_header import Header, HeaderError, Options, read_header
 from commun.csv_rows import Chunk, Place, open_parser
-from commun.errors import PipelineError
 from exercice2.transactions import FIELDS, Transaction, disorder, from_fields, generate, instant_text
+
+import msgspec
 
 HEADER_BYTES = 1_048_576  # début d'un fichier, où chercher son en-tête
 REPLAY_START = datetime(2026, 1, 1, tzinfo=UTC)  # --rate 0 : des dates fixes…

@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
-from confluent_kafka.cimpl import NewTopic
-
 from commun.cli import Parser, positive
 from commun.kafka import DEAD_LETTER_TOPIC
+
+from confluent_kafka.cimpl import NewTopic
 
 TOPIC = "transactions-topic"
 VALID_TOPIC = "transactions-validees"

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
-from confluent_kafka import Message
-
 from exercice2.transactions import InvalidTransaction, Transaction, enrich, parse, to_json
+
+from confluent_kafka import Message
 
 __all__ = ["Done", "TransientError", "Work", "do_work", "enrich", "flaky", "load_work", "slow"]
 

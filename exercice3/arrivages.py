@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 
-from pymongo.database import Database
-from pymongo.errors import BulkWriteError, OperationFailure, WriteError
-
 from exercice3.collection import NOT_ALLOWED, Document, key, to_document, to_row
 from exercice3.ventes import InvalidVente, Vente
+
+from pymongo.database import Database
+from pymongo.errors import BulkWriteError, OperationFailure, WriteError
 
 OPEN, CONFIRMED, ABANDONED = "ouvert", "confirmé", "abandonné"
 SWEEP_AFTER = timedelta(seconds=20)  # abandonner un essai en cours est sans danger : ses ventes seront reprises

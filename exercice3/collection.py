@@ -17,15 +17,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from commun import START_HINT, PipelineError
+from commun.settings import bad_uri, mongo_uri, setting
+from exercice3.ventes import CENT, InvalidVente, Vente
+
 from bson.decimal128 import Decimal128
 from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, ConfigurationError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
-
-from commun.errors import START_HINT, PipelineError
-from commun.settings import bad_uri, mongo_uri, setting
-from exercice3.ventes import CENT, InvalidVente, Vente
 
 Document = dict[str, Any]
 

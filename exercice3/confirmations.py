@@ -13,10 +13,10 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from exercice3.ventes import SEED_MAX, Vente, run_of
+
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
-
-from exercice3.ventes import SEED_MAX, Vente, run_of
 
 SUFFIX = "-confirmees"
 TOPIC_CONFIG = {

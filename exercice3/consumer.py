@@ -23,11 +23,6 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from confluent_kafka import Message
-from confluent_kafka.cimpl import NewTopic
-from pymongo.database import Database
-from pymongo.errors import OperationFailure, PyMongoError
-
 from commun.cli import Parser, Stop, Stopped, positive, run
 from commun.group_member import GroupMember, Owned
 from commun.kafka import (
@@ -45,6 +40,11 @@ from exercice3.arrivages import Outcome, write
 from exercice3.collection import Document, account_error, explain, key, open_client, open_database, prepare
 from exercice3.producer import PARTITIONS, REPLICATION_FACTOR, TOPIC, TOPIC_CONFIG
 from exercice3.ventes import InvalidVente, Vente, parse
+
+from confluent_kafka import Message
+from confluent_kafka.cimpl import NewTopic
+from pymongo.database import Database
+from pymongo.errors import OperationFailure, PyMongoError
 
 log = logging.getLogger("pipeline")
 

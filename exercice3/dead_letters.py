@@ -15,14 +15,14 @@ Ensuite : consumer.py traite ce qui est renvoyé, comme le reste. L'outil est da
 from collections.abc import Iterator
 from datetime import datetime
 
-import psycopg2
-
+from commun import START_HINT, PipelineError
 from commun.cli import run
 from commun.contracts import SALE, header
 from commun.dead_letters import Exercise, Line, Ready, main, named
-from commun.errors import START_HINT, PipelineError
 from commun.settings import postgres_dsn
 from exercice3.ventes import InvalidVente, parse, to_json
+
+import psycopg2
 
 TOPIC = "ventes-stream"
 

@@ -17,12 +17,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psycopg2
-
+from commun import PipelineError
 from commun.cli import Parser, Stop, french_number, positive, run
-from commun.errors import PipelineError
 from commun.settings import postgres_dsn, refuse_elsewhere, setting
 from commun.systems import ACTIVATE, STOPPED_EARLY, ask_to_stop, own_group
+
+import psycopg2
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000

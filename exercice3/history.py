@@ -9,14 +9,14 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
-from pymongo.database import Database
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from exercice3 import lots
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, to_row
 from exercice3.lot_content import READ_SIZE, MissingVentesError, read_former_lot, read_lot, to_csv
 from exercice3.ventes import FIELDS, InvalidVente
+
+from pymongo.database import Database
 
 log = logging.getLogger("pipeline")
 

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterable
 
-import pandas as pd
-from pymongo.database import Database
-
 from exercice3.arrivages import IN_SIZE
 from exercice3.collection import Document, to_row
 from exercice3.lots import Part
 from exercice3.ventes import FIELDS, VERSION_FIELDS, InvalidVente
+
+import pandas as pd
+from pymongo.database import Database
 
 log = logging.getLogger("pipeline")
 

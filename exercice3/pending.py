@@ -4,10 +4,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from exercice3.lots import BadFile, archive, manifests, number_of, read_manifest
+
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-
-from exercice3.lots import BadFile, archive, manifests, number_of, read_manifest
 
 FOLLOW = """
     INSERT INTO ventes_suivi (dossier, lot, vu_jusque) VALUES (%s, %s, %s)

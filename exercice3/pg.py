@@ -25,11 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import cursor as Cursor
-from psycopg2.extensions import encodings
-
 from commun.cli import Parser, Stop, age, positive, run
 from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.settings import export_dir
@@ -39,6 +34,11 @@ from exercice3.pending import archive_loaded, pending
 from exercice3.postgres import Unreachable, explain, first_line, is_gone, open_postgres, say
 from exercice3.rows import Rows
 from exercice3.schema import sql
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import encodings
 
 log = logging.getLogger("pipeline")
 

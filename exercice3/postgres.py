@@ -2,13 +2,13 @@
 
 import logging
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
+from commun import START_HINT, PipelineError
 from commun.cli import Stop
-from commun.errors import START_HINT, PipelineError
 from commun.settings import postgres_dsn
 from exercice3.schema import apply_schema
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("pipeline")
 

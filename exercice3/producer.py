@@ -22,16 +22,16 @@ from datetime import datetime
 from decimal import Decimal
 from itertools import islice
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.contracts import SALE, header
-from commun.errors import PipelineError
 from commun.kafka import client_config, connect, ensure_topics, kafka_options
 from commun.metrics import Measures, metrics_option, serve_metrics
 from exercice3.confirmations import Confirmed, new_topic
 from exercice3.ventes import SEED_MAX, Vente, generate, to_json, with_corrections
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

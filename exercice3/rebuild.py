@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from pymongo.database import Database
-from pymongo.errors import PyMongoError
-
+from commun import START_HINT, PipelineError
 from commun.cli import Parser, run
-from commun.errors import START_HINT, PipelineError
 from commun.settings import export_dir, exported_files
 from commun.systems import reason
 from exercice3.collection import Document, account_error, explain, open_client, open_database
 from exercice3.history import export_again
 from exercice3.lots import DAMAGED, FULL_NAME, BadFile, digest, name_of, open_file, read_manifest
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 log = logging.getLogger("pipeline")
 

@@ -31,12 +31,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import schedule
-from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError, PyMongoError
-
+from commun import START_HINT, PipelineError
 from commun.cli import Parser, Stop, moment, positive, run
-from commun.errors import START_HINT, PipelineError
 from commun.metrics import Durations, Measures, metrics_option, serve_metrics
 from commun.settings import export_dir
 from commun.systems import reason
@@ -45,6 +41,10 @@ from exercice3.arrivages import IN_SIZE, sweep
 from exercice3.collection import Document, account_error, explain, open_client, open_database
 from exercice3.history import export_again, export_full, export_since, finish_former_lot, forget_archived, say_foreign
 from exercice3.lot_content import MissingVentesError, read_lot, to_csv
+
+import schedule
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 log = logging.getLogger("pipeline")
 

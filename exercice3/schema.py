@@ -8,11 +8,11 @@ import hashlib
 import logging
 from pathlib import Path
 
+from commun import PipelineError
+
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
-
-from commun.errors import PipelineError
 
 log = logging.getLogger("pipeline")
 

@@ -38,9 +38,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import data_folder, export_dir, exported_files, setting
 from commun.systems import locked
 from services import data, health, install
@@ -60,6 +58,8 @@ from services.stack import (
     unwritable,
 )
 from services.supervise import STOPPED_WORD, UNATTENDED, State, Supervisor
+
+import psutil
 
 READY_SECONDS = 180  # une machine chargée ; un service qui meurt, lui, se dit aussitôt
 MUTE_SECONDS = 60  # quand aucun n'a démarré depuis READY_SECONDS : se taire n'a plus d'excuse

@@ -30,8 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from commun import PipelineError
 from commun.cli import Parser, Stop, run
-from commun.errors import PipelineError
 from commun.settings import ROOT, bootstrap_servers, defaults, mongo_uri, postgres_dsn, refuse_elsewhere
 from commun.systems import ask_to_stop, own_group
 

@@ -10,18 +10,18 @@ from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from commun import PipelineError
+from commun.cli import NeverStopped, duration, french_number
+from commun.dead_letters import MARKS_SUFFIX, SUFFIX, Letters
+from commun.kafka import admin_config, client_config, connect
+from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
+from services.doctor.report import together
+
 import psycopg2
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
-
-from commun.cli import NeverStopped, duration, french_number
-from commun.dead_letters import MARKS_SUFFIX, SUFFIX, Letters
-from commun.errors import PipelineError
-from commun.kafka import admin_config, client_config, connect
-from commun.settings import bad_uri, export_dir, mongo_uri, postgres_dsn, setting
-from services.doctor.report import together
 
 SECONDS = 6.0
 STATE_SECONDS = 10.0  # au-delà, on dit ce qu'on sait

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from commun import PipelineError, kafka
+from services.doctor import ports
+from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
+
 import psutil
 import psycopg2
 from confluent_kafka import KafkaException
@@ -15,11 +19,6 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
-
-from commun import kafka
-from commun.errors import PipelineError
-from services.doctor import ports
-from services.stack import CONFIG, CONTROLLER_OFFSET, JOBMANAGER, KAFKA_NODES, TASKMANAGERS, Service, Stack
 
 Check = Callable[[], bool]
 REPLICAS = 3

@@ -19,15 +19,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-from pymongo import MongoClient
-from pymongo.errors import PyMongoError
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import ROOT, exported_files
 from commun.systems import locked
 from services.doctor.machine import closed_part, reopen
 from services.stack import CONFIG, KAFKA_NODES, Stack, server_environment
+
+import psutil
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 with warnings.catch_warnings():
     # Une dépendance de jgo s'inquiète d'une variable XDG absente, dont elle ne se sert pas ici.

@@ -10,12 +10,12 @@ Avec Docker seul : docker-compose exec postgres psql -U tableau ventes_db
 import os
 from collections.abc import Sequence
 
-import psycopg2
-
+from commun import START_HINT, PipelineError
 from commun.cli import Parser, run
-from commun.errors import START_HINT, PipelineError
 from commun.settings import LIBPQ, postgres_dsn
 from services.stack import Stack
+
+import psycopg2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

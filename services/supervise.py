@@ -21,10 +21,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import psutil
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from services.stack import Service, Stack, server_environment
+
+import psutil
 
 STOP_SECONDS = 12  # comme Service.stop_seconds : le dernier broker attend un contrôleur qui n'est plus là
 POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_ctl", "psql")

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commun import PipelineError
 from commun.cli import Parser, Stop, port, run
-from commun.errors import PipelineError
 
 log = logging.getLogger("pipeline")
 

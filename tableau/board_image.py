@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-import vl_convert
-from PIL import Image
-from psycopg2.extensions import connection as Connection
-
 from tableau.charts import BLUE, GREY, alphabetical, chart, text_of
 from tableau.database import fetch
 from tableau.sheet_sql import Selection, WorkbookSheet, query
 from tableau.workbook import FULL
+
+import vl_convert
+from PIL import Image
+from psycopg2.extensions import connection as Connection
 
 COLORS = 128  # une palette : l'image pèse sept fois moins
 SCALE = 1.5  # pixels de l'image par pixel du tableau de bord

@@ -16,8 +16,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from commun import PipelineError
 from commun.cli import Parser, port, run
-from commun.errors import PipelineError
 from commun.settings import setting
 from tableau.workbook import Server, build_datasource, build_workbook
 

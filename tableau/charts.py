@@ -9,10 +9,10 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-import altair as alt
-
 from commun.cli import french_number
 from tableau.sheet_sql import WorkbookSheet
+
+import altair as alt
 
 BLUE, GREY = "#1f4e79", "#5f6b76"
 SPACE = "\u202f"  # entre les milliers, et devant € ou %

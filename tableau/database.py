@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import psycopg2
-from psycopg2.extensions import connection as Connection
-
-from commun.errors import START_HINT, PipelineError
+from commun import START_HINT, PipelineError
 from commun.settings import postgres_dsn
 from tableau.sheet_sql import Query
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
 
 TIMEOUT_SECONDS = 20
 NO_VIEW = "La vue ventes_analyse manque : chargez des ventes avec « python pg.py », dans exercice3."

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from commun import PipelineError
 from commun.cli import Parser, run
-from commun.errors import PipelineError
 from tableau.database import connect
 from tableau.sheet_sql import read_sheets
 

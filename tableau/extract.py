@@ -8,6 +8,11 @@ import zipfile
 from contextlib import closing
 from pathlib import Path
 
+from tableau.dashboards import FIELDS, VIEW
+from tableau.database import connect, fetch
+from tableau.sheet_sql import Query
+from tableau.workbook import EXTRACT_PATH, Server, build_workbook
+
 from tableauhyperapi import (
     Connection,
     CreateMode,
@@ -19,11 +24,6 @@ from tableauhyperapi import (
     TableName,
     Telemetry,
 )
-
-from tableau.dashboards import FIELDS, VIEW
-from tableau.database import connect, fetch
-from tableau.sheet_sql import Query
-from tableau.workbook import EXTRACT_PATH, Server, build_workbook
 
 TABLE = TableName("Extract", "Extract")
 TYPES = {

@@ -10,14 +10,14 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import streamlit as st
-from psycopg2.extensions import connection as Connection
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from tableau.charts import alphabetical, chart, text_of
 from tableau.dashboards import DASHBOARDS, Dashboard
 from tableau.database import Unreachable, connect, fetch
 from tableau.sheet_sql import Query, Selection, WorkbookSheet, query, read_sheets
+
+import streamlit as st
+from psycopg2.extensions import connection as Connection
 
 log = logging.getLogger("pipeline")
 

@@ -5,10 +5,10 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import pytest
-
 from commun.settings import ROOT
 from tests.lab import Lab
+
+import pytest
 
 COMMIT = "7c00561"
 

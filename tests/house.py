@@ -1,7 +1,7 @@
 """Ce que lit qui ouvre un script : les modules qu'il nomme, ceux qu'il atteint, et les lignes (« make house »).
 
 Nommés : il les importe lui-même, il faut les connaître pour le lire. Atteints : par eux aussi ; les lignes sont celles
-du script et de tous ceux-là.
+du script et de tous ceux-là. ``commun`` lui-même, les erreurs que tous lèvent, n'est pas compté.
 """
 
 import ast
@@ -11,12 +11,14 @@ from pathlib import Path
 from commun.settings import ROOT
 
 PACKAGES = ("commun", "exercice1", "exercice2", "exercice3", "services", "tableau")
-SCRIPTS = (
-    "exercice1/producer.py", "exercice1/consumer.py", "exercice2/producer_resilient.py",
-    "exercice2/consumer_resilient.py", "exercice2/kafka_monitor.py", "exercice2/dead_letters.py",
-    "exercice3/producer.py", "exercice3/consumer.py", "exercice3/schedule_export.py", "exercice3/pg.py",
-    "exercice3/reconcile.py", "exercice3/dead_letters.py", "exercice3/rebuild.py",
-)  # fmt: skip
+BUDGET = {  # script : modules qu'il peut nommer, lignes que son lecteur peut atteindre
+    "exercice1/producer.py": (13, 4_800), "exercice1/consumer.py": (7, 1_900),
+    "exercice2/producer_resilient.py": (9, 3_400), "exercice2/consumer_resilient.py": (9, 3_450),
+    "exercice2/kafka_monitor.py": (10, 4_800), "exercice2/dead_letters.py": (5, 2_550),
+    "exercice3/producer.py": (6, 1_950), "exercice3/consumer.py": (9, 3_950),
+    "exercice3/schedule_export.py": (9, 2_100), "exercice3/pg.py": (9, 1_950), "exercice3/reconcile.py": (7, 3_550),
+    "exercice3/dead_letters.py": (5, 2_500), "exercice3/rebuild.py": (6, 1_800),
+}  # fmt: skip
 
 
 @cache
@@ -59,6 +61,6 @@ def measure(name: str) -> tuple[int, int, int]:
 
 if __name__ == "__main__":
     print(f"{'script':<34} {'nommés':>7} {'atteints':>9} {'lignes':>7}")
-    for name in SCRIPTS:
+    for name in BUDGET:
         named, found, total = measure(name)
         print(f"{name:<34} {named:>7} {found:>9} {total:>7}")

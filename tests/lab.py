@@ -17,14 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-import pytest
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-from pymongo import MongoClient
-from pymongo.database import Database
-
 from commun.cli import NeverStopped
 from commun.exactly_once import Positions, open_producer
 from commun.kafka import admin_config, client_config, ensure_topics
@@ -33,6 +25,14 @@ from commun.topics import read_topic
 from exercice2.topic import PARTITIONS
 from exercice3.producer import REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
+
+import psycopg2
+import pytest
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from pymongo import MongoClient
+from pymongo.database import Database
 
 Rows = list[tuple[Any, ...]]
 

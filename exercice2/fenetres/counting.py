@@ -4,10 +4,7 @@ import argparse
 import logging
 import time
 
-import msgspec
-from confluent_kafka import Message, TopicPartition
-
-from commun.exactly_once import Aborted
+from commun import Aborted
 from commun.group_member import GroupMember, Listener, Place
 from commun.group_positions import SOURCE
 from commun.kafka import dead_letter
@@ -15,6 +12,9 @@ from commun.outputs import Outputs
 from exercice2.fenetres.partials import Combiner, Partial, Reader, to_hold
 from exercice2.fenetres.screen import Numbers
 from exercice2.fenetres.windows import NEVER, Slicing
+
+import msgspec
+from confluent_kafka import Message, TopicPartition
 
 log = logging.getLogger("pipeline")
 

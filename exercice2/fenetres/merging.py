@@ -5,10 +5,6 @@ import logging
 import time
 from collections.abc import Iterable
 
-import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
-
 from commun.cli import Stop, Stopped
 from commun.contracts import WINDOW, header
 from commun.group_member import Listener, Place
@@ -20,6 +16,10 @@ from exercice2.fenetres.partials import Late, LateSlices, Merger, Partial, Posit
 from exercice2.fenetres.published import instant_text, key_of, to_json
 from exercice2.fenetres.screen import Numbers, Published
 from exercice2.fenetres.windows import HopWindows, Result, Slicing, TrailingWindows
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 log = logging.getLogger("pipeline")
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Protocol
 
-import msgspec
-
 from exercice2.fenetres.windows import NEVER, HopWindows, Result, Slicing, Stats, TrailingWindows, Watermarks
 from exercice2.transactions import Fields, InvalidTransaction, read
+
+import msgspec
 
 HOLD_MS, RESUME_MS = 120_000, 60_000  # avance sur la plus lente qui fait attendre une partition, et qui la rend
 Windows = HopWindows | TrailingWindows

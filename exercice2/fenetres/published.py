@@ -19,9 +19,9 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import msgspec
-
 from exercice2.fenetres.windows import Result
+
+import msgspec
 
 ALL = "toutes"  # la clé de ce qui n'en a pas
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from commun.cli import french_number
+from commun.metrics import Durations
+from exercice2.fenetres.published import instant_text, key_text, per_second
+from exercice2.fenetres.windows import NEVER, Result
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-
-from commun.cli import french_number
-from commun.metrics import Durations
-from exercice2.fenetres.published import instant_text, key_text, per_second
-from exercice2.fenetres.windows import NEVER, Result
 
 log = logging.getLogger("pipeline")
 

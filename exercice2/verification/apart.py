@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
-from confluent_kafka.cimpl import NewTopic
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.kafka import Config, connect, count_partitions
 from exercice2.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import generate, to_json
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
+from confluent_kafka.cimpl import NewTopic
 
 ROWS = 200  # transactions écrites à chaque fois
 MOST_PARTITIONS = 12

@@ -31,12 +31,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
-from confluent_kafka import ElectionType, KafkaException, Message
-from confluent_kafka.admin import AdminClient
-
+from commun import PipelineError
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
-from commun.errors import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.settings import bootstrap_servers
 from commun.topics import read_topic
@@ -52,6 +48,10 @@ from exercice2.verification.verdicts import (
     judge,
     judge_windows,
 )
+
+import msgspec
+from confluent_kafka import ElectionType, KafkaException, Message
+from confluent_kafka.admin import AdminClient
 
 log = logging.getLogger("pipeline")
 

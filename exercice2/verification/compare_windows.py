@@ -19,16 +19,16 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Producer
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
-from commun.errors import PipelineError
 from commun.kafka import Config, client_config, connect, delete_topics, ensure_topics
 from exercice2.fenetres.published import ALL
 from exercice2.sources import REPLAY_START
 from exercice2.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from exercice2.transactions import Transaction, disorder, generate, to_json
+
+from confluent_kafka import Producer
+from confluent_kafka.cimpl import NewTopic
 
 if TYPE_CHECKING:
     from exercice2.verification.flink_beside import Outcome

@@ -14,11 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import Stop, Stopped
-from commun.errors import PipelineError
 from commun.kafka import Config, connect, count_partitions, ensure_topics
 from commun.systems import own_group
 from commun.topics import bounds, read_topic
@@ -27,6 +24,9 @@ from exercice2.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from services import health, install
 from services.flink import Flink
 from services.stack import JOBMANAGER, Stack
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

@@ -7,9 +7,9 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import NamedTuple
 
-import msgspec
-
 from exercice2.transactions import Transaction, number_of
+
+import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SIZE, DELAY = timedelta(seconds=60), timedelta(seconds=5)  # ceux de kafka_monitor.py

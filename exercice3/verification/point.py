@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
-from confluent_kafka.cimpl import NewTopic
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.kafka import Config, connect, ensure_topics
 from exercice3.verification.totals import Distinct, Numbers, Totals
+
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.cimpl import NewTopic
 
 log = logging.getLogger("pipeline")
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from faker import Faker
-
 from exercice3.confirmations import Promise, merged
 from exercice3.ventes import Vente, generate, id_of, new_fake, run_of
 from exercice3.verification.point import Point, Reread, pack, totals_of, unpack
 from exercice3.verification.totals import Latest, Numbers, Totals
+
+from faker import Faker
 
 ANY_DATE = datetime(2026, 1, 1)  # noqa: DTZ001 - les dates ne se comparent pas ici
 # Plus loin que cela de ses voisins, un numéro n'est pas d'une suite : producer.py n'a jamais plus de 20 000 ventes en

@@ -14,14 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from bson.decimal128 import Decimal128
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
-from pymongo.database import Database
-from pymongo.errors import PyMongoError
-
-from commun.errors import START_HINT, PipelineError
+from commun import START_HINT, PipelineError
 from commun.kafka import Config, admin_config, connect
 from commun.settings import postgres_dsn
 from commun.topics import bounds, identity, read_from
@@ -34,6 +27,13 @@ from exercice3.verification.point import SUFFIX as POINT_SUFFIX
 from exercice3.verification.point import Point, Reread, read_point, totals_of
 from exercice3.verification.produced import ANY_DATE, Kafka, Produced, produced
 from exercice3.verification.totals import Latest, Totals
+
+import psycopg2
+from bson.decimal128 import Decimal128
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 KAFKA_SECONDS = 10.0
 IDS_SIZE = 10_000

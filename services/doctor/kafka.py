@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
-
-from commun.errors import START_HINT, PipelineError
+from commun import START_HINT, PipelineError
 from commun.kafka import admin_config, client_config, connect
 from services.doctor.env_file import value
 from services.doctor.ports import reach_all
 from services.doctor.report import UNKNOWN, Check, Finding, Notes, problem, refusal
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 METADATA_SECONDS = 8.0  # un contrôle en a dix
 ADMIN_SECONDS = 6.0

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Any
 
-from pymongo import MongoClient
-from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
-
 from commun.settings import mongo_uri
 from services.doctor.env_file import exported, read_env, value
 from services.doctor.ports import foreign_services, reachable
 from services.doctor.refusals import START, Login, changed, cure, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
+
+from pymongo import MongoClient
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
 TIMEOUTS: dict[str, Any] = dict.fromkeys(("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS"), 2500)
 BAD_ACCOUNT = 18

@@ -5,14 +5,14 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-import psycopg2
-
 from commun.settings import LOCAL_NAMES, postgres_dsn
 from services.doctor.env_file import exported, read_env
 from services.doctor.ports import foreign_services, reachable
 from services.doctor.refusals import START, Login, changed, cure, first_line, judge_time, restart
 from services.doctor.report import PROBLEM, WARNING, Check, Finding, Notes, problem
 from services.doctor.variables import LIBPQ, LOCAL
+
+import psycopg2
 
 POSTGRES_SECONDS = 6
 POSTGRES_OLDEST = 160_000  # pg_input_is_valid, avec quoi pg.py juge chaque ligne, est de PostgreSQL 16

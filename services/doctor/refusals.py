@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from commun import START_HINT
 from commun.cli import duration
-from commun.errors import START_HINT
 from services.doctor.report import AHEAD_SECONDS, WARNING, Finding
 
 START = f"{START_HINT[0].upper()}{START_HINT[1:]}."

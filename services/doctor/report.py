@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
-from commun.errors import PipelineError
+from commun import PipelineError
 
 T = TypeVar("T")
 OK, WARNING, PROBLEM, UNKNOWN = "ok", "warning", "problem", "unknown"

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from contextlib import suppress
 
-from commun.errors import PipelineError
+from commun import PipelineError
 from services.doctor.report import Check, Finding, ok, warning
 
 

@@ -7,9 +7,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import ConfigResource, ConfigSource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
-
 from commun.cli import duration
 from services.doctor.env_file import ROOT
 from services.doctor.kafka import ADMIN_SECONDS, Cluster, Topic, admin, asking, local
@@ -24,6 +21,9 @@ from services.doctor.report import (
     unknown,
     warning,
 )
+
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import ConfigResource, ConfigSource, OffsetSpec, ResourceType  # type: ignore[attr-defined]
 
 TOPICS = ROOT / "services" / "config" / "topics.conf"
 REPLICAS, IN_SYNC = 3, 2  # ce que promettent les scripts : trois copies, dont deux écrites avant confirmation

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
 from services.stack import Stack
 from tableau.workbook import Server
 from tests.lab import CsvLab, Lab, expected, wait_until
+
+import pytest
 
 FRENCH = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")

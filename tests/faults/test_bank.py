@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
-from confluent_kafka.cimpl import NewTopic
-
 from commun.kafka import client_config
 from commun.settings import bootstrap_servers
 from exercice2.topic import PARTITIONS
 from tests.conftest import services
 from tests.lab import BankLab, Running, admin, create, generated, settled, wait_until
+
+import psutil
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
+from confluent_kafka.cimpl import NewTopic
 
 HEAD = "id,timestamp,montant,type,compte,region,canal\n"
 ROW = "a-{},2026-01-01T00:00:00.000Z,10.50,paiement,FR1,Bretagne,carte\n"

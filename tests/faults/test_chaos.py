@@ -5,10 +5,10 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import services
 from tests.lab import BankLab, Scripts, generated, wait_until
+
+import pytest
 
 SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "2809").split(",")]
 SECONDS = os.environ.get("CHAOS_SECONDS", "60")

@@ -8,11 +8,8 @@ import sys
 import threading
 import time
 
-import pytest
-from confluent_kafka.cimpl import NewTopic
-
+from commun import PipelineError
 from commun.cli import NeverStopped
-from commun.errors import PipelineError
 from commun.exactly_once import POSITIONS_CONFIG, Positions
 from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT
@@ -22,6 +19,9 @@ from exercice1.reading import Format
 from exercice1.sending import Sender
 from tests.conftest import services
 from tests.lab import CsvLab, wait_until
+
+import pytest
+from confluent_kafka.cimpl import NewTopic
 
 HEADER = "id,nom\n"
 KILLS = int(os.environ.get("TESTS_KILLS", "12"))  # TESTS_KILLS=50 pour la boucle entière

@@ -4,10 +4,10 @@ import random
 import signal
 import time
 
-import pytest
-
 from tests.conftest import services
 from tests.lab import Lab, Running, expected, ids, wait_until
+
+import pytest
 
 
 def ok(*arguments: str) -> str:

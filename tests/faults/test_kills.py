@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 
-import pytest
-from confluent_kafka.cimpl import NewTopic
-
 from commun.kafka import client_config, ensure_topics
 from exercice3.arrivages import write
 from exercice3.collection import open_client, open_database, prepare
@@ -20,6 +17,9 @@ from exercice3.producer import PARTITIONS, REPLAY_END
 from exercice3.ventes import Vente, generate, to_json
 from tests.killer import AFTER, BEFORE, Killer, Life
 from tests.lab import Lab, expected, ids, wait_until
+
+import pytest
+from confluent_kafka.cimpl import NewTopic
 
 # Où meurt le consommateur, et la combientième fois qu'il y passe. Un kafka.flush attend les lettres mortes.
 CONSUMER_DEATHS = (

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
-from pymongo import MongoClient
-
 from commun.settings import bootstrap_servers, mongo_uri, setting
 from exercice3.producer import PARTITIONS
 from tests.conftest import services
 from tests.lab import Lab, admin, create, expected, ids, settled, wait_until
 from tests.wire import MongoWire
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
+from pymongo import MongoClient
 
 
 @contextmanager

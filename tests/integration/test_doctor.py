@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from commun.kafka import admin_config, client_config
+from commun.settings import ROOT, bootstrap_servers, setting
+from services.stack import NAMES, PORT_VARIABLES
+from tests.conftest import services
+
 import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-
-from commun.kafka import admin_config, client_config
-from commun.settings import ROOT, bootstrap_servers, setting
-from services.stack import NAMES, PORT_VARIABLES
-from tests.conftest import services
 
 pytestmark = pytest.mark.usefixtures("stack")
 

@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from confluent_kafka import ConsumerGroupState, Producer
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
 from commun.exactly_once import POSITIONS_CONFIG
 from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT, bootstrap_servers
 from exercice1.topic import PARTITIONS
 from tests.lab import CsvLab, bar, headers, take_place, wait_until
+
+import pytest
+from confluent_kafka import ConsumerGroupState, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 HEADER = "id,nom\n"
 

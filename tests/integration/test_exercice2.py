@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from exercice2.transactions import number_of
 from tests.lab import BankLab, Running, bar, generated, headers, take_place, wait_until
+
+import pytest
 
 
 def test_sample_file_twice(bank_lab: BankLab) -> None:

@@ -8,16 +8,16 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn, setting
+from tests.lab import Lab, as_json, expected, ids, wait_until
+from tests.wire import MongoWire
+
 import psycopg2
 import pytest
 from bson.decimal128 import Decimal128
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from pymongo.errors import WriteError
-
-from commun.settings import ROOT, bootstrap_servers, mongo_uri, postgres_dsn, setting
-from tests.lab import Lab, as_json, expected, ids, wait_until
-from tests.wire import MongoWire
 
 SCRIPTS = ("producer", "consumer", "schedule_export", "pg", "reconcile", "demo")
 

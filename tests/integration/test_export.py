@@ -11,9 +11,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-import pytest
-from bson.decimal128 import Decimal128
-
 from commun.settings import mongo_uri, setting
 from exercice3.arrivages import write
 from exercice3.collection import open_client, open_database, prepare
@@ -22,6 +19,9 @@ from tests.former import FormerLab
 from tests.killer import AFTER, Killer
 from tests.lab import Lab, expected, ids
 from tests.wire import MongoWire
+
+import pytest
+from bson.decimal128 import Decimal128
 
 
 def store(ventes: list[Vente]) -> None:

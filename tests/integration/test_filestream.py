@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pytest
-from confluent_kafka.cimpl import NewTopic
-
 from commun.kafka import client_config, ensure_topics
 from commun.settings import ROOT, setting
 from services.stack import Stack
 from tests.conftest import services
 from tests.lab import CsvLab, headers, wait_until
+
+import psutil
+import pytest
+from confluent_kafka.cimpl import NewTopic
 
 HEADER = "id,nom\n"
 START = {

@@ -6,11 +6,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
 from commun.kafka import client_config, ensure_topics
 from commun.settings import bootstrap_servers, setting
 from exercice2.topic import PARTITIONS
@@ -19,6 +14,11 @@ from exercice2.verification.flink_beside import Case, Rows, flink_reads_to_end, 
 from services.stack import FLINK_NAMES
 from tests.conftest import listening_addresses, services
 from tests.lab import BankLab, wait_until
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 
 def ask(path: str) -> Any:

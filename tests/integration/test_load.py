@@ -11,16 +11,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
 from commun.settings import postgres_dsn, setting
 from exercice3.collection import to_document, to_row
 from exercice3.ventes import Vente
 from tests.former import FormerLab
 from tests.integration.test_exercice3 import write_lot
 from tests.lab import Lab, expected, wait_until
+
+import psycopg2
+import pytest
+from psycopg2.extensions import connection as Connection
 
 LINE = b"%s,P,R,10.50,2025-01-01 10:00:00\n"
 NOON = datetime(2025, 1, 1, 12)

@@ -19,12 +19,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from unittest import mock
 
-import msgspec
-import pytest
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
 from commun.cli import NeverStopped
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.topics import identity
@@ -36,6 +30,12 @@ from exercice2.transactions import Transaction, generate, to_json
 from exercice2.verification.chaos import transactions
 from exercice2.verification.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 
 class TwentySeconds(NeverStopped):

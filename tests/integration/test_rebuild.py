@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from commun.settings import ROOT
 from exercice3.lots import number_of
 from tests.lab import Lab
+
+import pytest
 
 SHEET = (ROOT / "exercice3" / "README.md").read_text(encoding="utf-8")
 COLLECTIONS = ("ventes", "arrivages", "lots_export")

@@ -6,12 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-from bson.decimal128 import Decimal128
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
 from commun.kafka import admin_config, client_config, ensure_topics
 from exercice3 import reconcile
 from exercice3.confirmations import SUFFIX, Confirmed
@@ -19,6 +13,12 @@ from exercice3.ventes import CENT, Vente, to_json
 from exercice3.verification import stages
 from exercice3.verification.point import SUFFIX as POINT_SUFFIX
 from tests.lab import Lab, as_json, expected
+
+import pytest
+from bson.decimal128 import Decimal128
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 Fault = AbstractContextManager[None]
 Break = Callable[[Lab], Fault]

@@ -3,11 +3,11 @@
 import os
 import subprocess
 
-import pytest
-
 from commun.settings import setting
 from services.stack import CONFIG, Stack
 from tests.lab import Lab
+
+import pytest
 
 NEW = {
     "PIPELINE_USER": "essai_roles", "PIPELINE_PASSWORD": "p",

@@ -11,12 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
-import psycopg2
-import psycopg2.extensions
-import pytest
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import ROOT, defaults, postgres_dsn, setting
 from services import __main__ as services_main
 from services import health
@@ -25,6 +20,11 @@ from services.stack import Service, Stack
 from services.supervise import Supervisor
 from tests.conftest import family, listening_addresses, services
 from tests.lab import Lab, expected, ids
+
+import psutil
+import psycopg2
+import psycopg2.extensions
+import pytest
 
 pytestmark = pytest.mark.usefixtures("stack")
 

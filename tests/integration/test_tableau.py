@@ -20,16 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import psycopg2
-import pytest
-import streamlit
-from PIL import Image
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
-from playwright.sync_api import expect, sync_playwright
-from psycopg2.extras import execute_values
-from streamlit.testing.v1 import AppTest
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import ROOT, postgres_dsn, setting
 from exercice3.ventes import Vente, generate
 from tableau import build_workbook, draw
@@ -40,6 +31,15 @@ from tableau.database import connect, fetch
 from tableau.sheet_sql import Selection, WorkbookSheet, query, read_sheets
 from tableau.workbook import EXTRACT_PATH
 from tests.lab import Lab, Running, wait_until
+
+import psycopg2
+import pytest
+import streamlit
+from PIL import Image
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import expect, sync_playwright
+from psycopg2.extras import execute_values
+from streamlit.testing.v1 import AppTest
 
 WORKBOOK = ROOT / "tableau" / "ventes.twb"
 PAGE = str(ROOT / "tableau" / "page.py")

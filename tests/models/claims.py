@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from confluent_kafka import KafkaError, KafkaException
-
-from commun import exactly_once
-from commun.exactly_once import Aborted, Positions
+from commun import Aborted, exactly_once
+from commun.exactly_once import Positions
 from tests.models.histories import play
+
+from confluent_kafka import KafkaError, KafkaException
 
 TOPIC = "t"
 ROWS = 12

@@ -11,8 +11,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from commun.errors import PipelineError
-from commun.exactly_once import Aborted
+from commun import Aborted, PipelineError
 from commun.group_member import GroupMember
 from commun.group_positions import SOURCE
 from commun.outputs import AtLeastOnce, ExactlyOnce

@@ -8,9 +8,6 @@ import sys
 import uuid
 from dataclasses import dataclass
 
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
 from commun.exactly_once import POSITIONS_CONFIG, Positions, open_producer
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.topics import read_topic
@@ -18,6 +15,9 @@ from exercice1.files import Files
 from exercice1.reading import Format
 from exercice1.sending import Sender
 from tests.models.lives import Life, NoStop, run
+
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 
 class KilledError(BaseException):

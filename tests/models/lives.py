@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from commun.exactly_once import Aborted, Recovered
+from commun import Aborted
+from commun.exactly_once import Recovered
 from exercice1 import reading
 from exercice1.files import Files
 from exercice1.fingerprint import identity_of

@@ -21,12 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
-
 from exercice3 import arrivages, history, lots, schedule_export
 from exercice3.collection import key, to_document
 from exercice3.ventes import Vente
 from tests.models.histories import play
+
+from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
 Document = dict[str, Any]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import msgspec
-
 from exercice2 import kafka_monitor
 from exercice2.fenetres import counting, merging
 from exercice2.kafka_monitor import Monitor
@@ -25,6 +23,8 @@ from tests.models.cluster import Admin, Record
 from tests.models.cluster import Transaction as KafkaTransaction
 from tests.models.histories import play
 from tests.models.world import NoStop, Now, World, connector, tell
+
+import msgspec
 
 INPUT, PARTIALS, OUTPUT, LETTERS, GROUP = "in", "partiels", "out", "dlq", "g"
 START = datetime(2026, 1, 1, tzinfo=UTC)

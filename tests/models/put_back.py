@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import TopicPartition
-
 from commun.exactly_once import Positions, TransactionalProducer, patiently
 from commun.group_member import GroupMember
 from commun.group_positions import GroupPositions
@@ -20,6 +18,8 @@ from exercice1 import changes, files, follow, reading, rotation
 from exercice2.fenetres.merging import Merging
 from exercice2.fenetres.partials import Merger, Position
 from tests.models import claims, groups, lives, monitors
+
+from confluent_kafka import TopicPartition
 
 MOST = 3_000  # histoires ; une faute que tant ne montrent pas n'est pas vue
 # Un compte faux ; et non une erreur de ce que l'on vient de remettre.

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from commun.settings import ROOT
 from tests.models.put_back import FAULTS, search
+
+import pytest
 
 COUNTS = {
     "lives": ("LIVES", "400", "vies"),

@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 from unittest import mock
 
-from confluent_kafka import Consumer as RealConsumer
-
 from commun import exactly_once, group_member, group_positions, outputs, topics
 from commun.cli import Stopped
 from tests.models.cluster import Admin, Cluster, Consumer, KilledError, Message, Producer
+
+from confluent_kafka import Consumer as RealConsumer
 
 
 class Life(Protocol):

@@ -1,8 +1,8 @@
 """Ces tests-là n'ont besoin d'aucun serveur : ils n'en rencontrent aucun, même quand la pile des autres tourne."""
 
-import pytest
-
 from tests.conftest import PORTS, SHIFT
+
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from services.acceptance import Report
+
+import pytest
 
 
 def test_only_a_former_report_is_replaced(tmp_path: Path) -> None:

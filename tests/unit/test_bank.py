@@ -5,11 +5,8 @@ import json
 import random
 from pathlib import Path
 
-import msgspec
-import pytest
-
+from commun import PipelineError
 from commun.dead_letters import repaired
-from commun.errors import PipelineError
 from commun.group_positions import joined, offsets_option, reset_option, split
 from commun.kafka import client_config
 from exercice2 import consumer_resilient, kafka_monitor
@@ -20,6 +17,9 @@ from exercice2.fenetres.windows import Result
 from exercice2.topic import TOPIC
 from exercice2.transactions import InvalidTransaction
 from tests.unit.test_transactions import GOOD
+
+import msgspec
+import pytest
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-import pytest
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.cimpl import NewTopic
-
-from commun import dead_letters, settings
+from commun import PipelineError, UsageError, dead_letters, settings
 from commun import kafka as commun_kafka
 from commun.cli import NeverStopped, Parser, Stop, duration, french_number, port, positive, run
-from commun.errors import PipelineError, UsageError
 from commun.kafka import FromBeginning, client_config, ensure_topics, kafka_options
 from commun.settings import ROOT, setting
 from exercice1 import producer as csv_producer
 from exercice2 import consumer_resilient, producer_resilient
 from exercice3 import producer as ventes_producer
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 CHOOSERS = (csv_producer, producer_resilient, consumer_resilient, dead_letters)
 

@@ -5,10 +5,10 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-import pytest
-
 from exercice2.verification.compare_windows import DISORDER, show, transactions
 from exercice2.verification.flink_beside import Case, Outcome, Row
+
+import pytest
 
 TWO = Decimal("2.50")
 ROW = Row("k", "2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00.000Z", 1, TWO, TWO, TWO, TWO, Decimal("0.016667"), "b")

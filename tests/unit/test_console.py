@@ -2,10 +2,10 @@
 
 from unittest import mock
 
+from exercice1 import consumer
+
 import pytest
 from confluent_kafka import TopicPartition
-
-from exercice1 import consumer
 
 
 def test_joining_the_group_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,6 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from jsonschema import Draft202012Validator
-
 from commun import contracts
 from commun.kafka import dead_letter_headers, dead_letter_of
 from commun.settings import ROOT
@@ -20,6 +17,9 @@ from exercice2.fenetres import published
 from exercice2.fenetres.windows import Result
 from exercice3 import ventes
 from tests.unit.test_transactions import GOOD, NOW
+
+import pytest
+from jsonschema import Draft202012Validator
 
 SALE = {
     "id": "a-1", "produit": "Tablette", "region": "Île-de-France", "montant": Decimal("19.99"),

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from commun.csv_header import DELIMITERS, Header, HeaderError, Options, read_header, readable
+from commun.csv_rows import Chunk, Place, Rejected, RowParser, Utf16Parser, open_parser
+
 import pytest
 import vega_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from commun.csv_header import DELIMITERS, Header, HeaderError, Options, read_header, readable
-from commun.csv_rows import Chunk, Place, Rejected, RowParser, Utf16Parser, open_parser
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "csv_cases.json").read_text(encoding="utf-8"))
 REAL_FILES = sorted((Path(vega_datasets.__file__).parent / "_data").glob("*.csv"))

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-import pytest
-
+from commun import PipelineError
 from commun.contracts import SALE, header
 from commun.dead_letters import Line, main, name_of, named, repaired
-from commun.errors import PipelineError
 from exercice1 import dead_letters as csv_letters
 from exercice2 import dead_letters as bank_letters
 from exercice3 import dead_letters as sale_letters
 from exercice3.ventes import to_json
 from tests.lab import expected
 from tests.unit.test_transactions import GOOD
+
+import pytest
 
 VENTE = to_json(expected(1)[0]).decode()
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from commun.settings import ROOT
 from tests.lab import wait_until
+
+import pytest
 
 SCRIPTS = ("producer", "consumer", "schedule_export", "pg")
 # Un script qui durerait deux minutes ; avec --rate 1, producer.py ne finit pas ce qui est en vol avant qu'on le dise.

@@ -1,8 +1,8 @@
 """La console de l'exercice 1 : tout message se montre, quel qu'il soit."""
 
-import pytest
-
 from exercice1.display import Table, as_json, as_raw, read
+
+import pytest
 
 
 @pytest.mark.parametrize("value", [b'{"nom":"\xe9t\xe9"}', b"[" * 100_000, b"1e999", b"", b"\xff\xfe", b'{"a":'])

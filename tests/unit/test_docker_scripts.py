@@ -7,10 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from services.health import read_topics
 from services.stack import CONFIG
+
+import pytest
 
 NAMES = [topic.topic for topic in read_topics(CONFIG / "topics.conf")]
 

@@ -12,15 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import hypothesis
-import pytest
-from confluent_kafka import KafkaError, KafkaException
-from dotenv import dotenv_values
-from hypothesis import example, given
-from hypothesis import strategies as st
-
-from commun import dead_letters, settings
-from commun.errors import PipelineError
+from commun import PipelineError, dead_letters, settings
 from commun.kafka import _FOREIGN, _KUBERNETES
 from commun.settings import LOCAL_NAMES, ROOT, defaults
 from exercice1 import consumer as csv_consumer
@@ -48,6 +40,13 @@ from services.doctor.__main__ import MODULES
 from services.doctor.kafka import Cluster, Topic
 from services.doctor.report import OK, PROBLEM, UNKNOWN, WARNING, Finding, Notes
 from services.health import read_topics
+
+import hypothesis
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from dotenv import dotenv_values
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 GIGABYTE = machine.GIGABYTE
 WANTED = {

@@ -15,8 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from commun.csv_header import Options
 from commun.settings import ROOT
 from exercice1.files import OPEN_FILES, Files
@@ -25,6 +23,8 @@ from exercice1.reading import Format
 from exercice1.rotation import appended, turned
 from exercice1.sending import Sender
 from tests.models.lives import Kafka, NoStop, Positions
+
+import pytest
 
 HEADER = "id,ville\n"
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-
 from commun.settings import ROOT
 from exercice2 import kafka_monitor
 from exercice2.topic import PARTITIONS, TOPIC, TOPIC_CONFIG
 from services.health import read_topics
 from services.stack import CONFIG
+
+import pytest
+import yaml
 
 SCRIPT = ROOT / "exercice2" / "flink" / "start-job.sh"
 SQL = SCRIPT.with_name("fenetres.sql").read_text(encoding="utf-8")

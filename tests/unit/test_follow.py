@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from exercice1.fingerprint import Saved
 from exercice1.follow import Follower
 from exercice1.json_rows import Row
 from exercice1.reading import CHUNK_BYTES, MARKS, Format
+
+import pytest
 
 HEADER = "n,texte\n"
 

@@ -2,11 +2,11 @@
 
 import json
 
-import pytest
-
 from commun.csv_header import HeaderError, Options, read_header
 from commun.csv_rows import Chunk, Place, open_parser
 from exercice1.json_rows import Row, converter
+
+import pytest
 
 
 def read(data: bytes, types: dict[str, str] | None = None, key: str | None = None) -> Chunk[Row]:

@@ -1,11 +1,11 @@
 """Le banc d'essai lui-même : ce qui l'empêche de toucher à une pile qui n'est pas la sienne."""
 
-import pytest
-
 from commun.settings import setting
 from services.doctor.variables import ELSEWHERE
 from tests.conftest import FOREIGN, PORTS
 from tests.lab import refuse_foreign
+
+import pytest
 
 # DOCKER_HOST dit où est Docker, MONGOD quel MongoDB essayer : ceux de la machine valent pour les essais aussi.
 OF_THE_MACHINE = ("DOCKER_HOST", "MONGOD")

@@ -9,7 +9,7 @@ from pathlib import Path
 SCRIPT = """
 import logging
 from commun.cli import Parser, run
-from commun.errors import PipelineError
+from commun import PipelineError
 
 def main():
     Parser("Essai.").parse(None)

@@ -6,15 +6,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import schedule
-
+from commun import PipelineError
 from commun.cli import Stop
-from commun.errors import PipelineError
 from commun.settings import exported_files
 from exercice3 import lots, schedule_export
 from exercice3.collection import open_client
 from exercice3.lot_content import to_csv
+
+import pytest
+import schedule
 
 ROWS = [("b", "P", "R", "1.00", "d", "1", "false"), ("a", "P", "R", "2.00", "d", "1", "false")]
 

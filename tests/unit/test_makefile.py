@@ -6,14 +6,14 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-import pytest
-
 from commun.settings import ROOT
 from services import missing_packages
 from services.__main__ import parse
 from services.doctor.environment import judge_project
 from services.doctor.report import OK, PROBLEM
 from services.doctor.variables import judge_variables
+
+import pytest
 
 # Une doublure de python : dit où elle est lancée, avec quoi ; « venv » et « pip » laissent ce que les vrais laissent.
 PYTHON = """#!/bin/sh

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.request import urlopen
 
-import pytest
-from confluent_kafka import TopicPartition
-
-from commun import metrics
+from commun import PipelineError, metrics
 from commun.cli import Parser
-from commun.errors import PipelineError
 from commun.kafka import Lag, dead_letter_headers
 from commun.metrics import MOST_REASONS, OTHERS, Durations, Measures, count_letter, metrics_option, serve_metrics
 from commun.settings import ROOT
+
+import pytest
+from confluent_kafka import TopicPartition
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,16 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-import msgspec
-import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-
 from exercice2.fenetres.partials import Combiner, Merger, Partial, Position, Reader, Windows, to_hold
 from exercice2.fenetres.published import alert_option, euros, instant_text, mean, per_second
 from exercice2.fenetres.published import to_json as to_result
 from exercice2.fenetres.windows import NEVER, HopWindows, Result, TrailingWindows
 from exercice2.transactions import InvalidTransaction, generate, parse, to_json
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 BASE = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
 NOW = BASE + 10**12

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-
 from commun.csv_header import HeaderError, Options
 from exercice1.fingerprint import NAMES_BYTES
 from exercice1.reading import Format, OpenCsv
+
+import pytest
 
 COLUMNS = Options(columns=("id", "ville"))
 

@@ -10,10 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from exercice3 import consumer, lots, producer, reconcile
 from exercice3.confirmations import Confirmed, Promise, merged, read_promises
 from exercice3.ventes import Vente, generate, parse, to_json
@@ -21,6 +17,10 @@ from exercice3.verification import stages
 from exercice3.verification.point import Point, Reread, read_point, rows_of
 from exercice3.verification.produced import ANY_DATE, Kafka, produced
 from exercice3.verification.totals import Key, Latest, Numbers, Totals, differences, on_the_way
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 SALE, OTHER = ("Suisse", "Tablette"), ("Nulle part", "Inconnu")
 

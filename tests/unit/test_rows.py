@@ -5,14 +5,14 @@ import hashlib
 import io
 from unittest import mock
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from exercice3 import rows as module
 from exercice3.lots import BadFile
 from exercice3.rows import Rows
 from exercice3.ventes import FIELDS
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 cells = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r"), max_size=20)
 tables = st.lists(st.lists(cells, min_size=len(FIELDS), max_size=len(FIELDS)), max_size=20)

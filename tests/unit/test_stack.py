@@ -16,11 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
-import pytest
-
-from commun import settings
-from commun.errors import PipelineError
+from commun import PipelineError, settings
 from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, install
@@ -29,6 +25,9 @@ from services.__main__ import alone
 from services.stack import ACCOUNTS, SOCKET_BYTES, WITNESS, Service, Stack, server_environment
 from services.supervise import State, Supervisor, _state
 from tests.conftest import FOREIGN
+
+import psutil
+import pytest
 
 
 def run(*arguments: str, data: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-from pymongo import uri_parser
-
 from commun.exactly_once import POSITIONS_CONFIG
 from commun.kafka import DEAD_LETTER_TOPIC
 from commun.settings import ROOT, defaults
@@ -24,6 +20,10 @@ from exercice2 import topic as bank_topic
 from exercice3 import confirmations, consumer, pg, producer, schedule_export
 from services.health import read_topics
 from services.stack import CONFIG, PORT_VARIABLES
+
+import pytest
+import yaml
+from pymongo import uri_parser
 
 COMPOSE = ROOT / "docker-compose.yml"
 PYPROJECT = ROOT / "pyproject.toml"

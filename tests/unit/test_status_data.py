@@ -3,11 +3,11 @@
 import copy
 from typing import Any
 
-import pytest
-
 from services import __main__ as services_main
 from services.data import lines, waiting
 from services.doctor.data import judge_data
+
+import pytest
 
 STATE: dict[str, Any] = {
     "kafka": {"messages": {"ventes-stream": 12_000}, "retard": {"g": 3}, "lettres_mortes": {"ventes-stream-dlq": 0}},

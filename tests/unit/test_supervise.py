@@ -10,10 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-import pytest
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import ROOT
 from services import __main__ as services_main
 from services import health, supervise
@@ -22,6 +19,9 @@ from services.stack import Service, Stack
 from services.supervise import State, Supervisor, is_frozen
 from tests import conftest
 from tests.lab import wait_until
+
+import psutil
+import pytest
 
 pytestmark = pytest.mark.timeout(120, func_only=False)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from commun import systems
 from commun.cli import Stop, run
 from commun.settings import ROOT
+
+import pytest
 
 FOLDERS = ("commun", "exercice1", "exercice2", "exercice3", "tableau")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
-from commun.errors import PipelineError
+from commun import PipelineError
 from commun.settings import ROOT
 from tableau import build_workbook
 from tableau.workbook import Server, build_datasource
 from tableau.workbook import build_workbook as workbook
 from tests.twb_checks import check
+
+import pytest
 
 FOLDER = ROOT / "tableau"
 # Les schémas que Tableau publie et un second vérificateur, à côté du dépôt quand on les a.

@@ -3,12 +3,12 @@
 import socket
 from typing import Any
 
-import pytest
-from confluent_kafka import KafkaError, KafkaException
-
 from commun import topics
 from commun.topics import Identity
 from tests.models.cluster import Answer, Named
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 
 class Admin:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from exercice2.deliveries import Deliveries
 from exercice2.fenetres.partials import Reader
 from exercice2.sources import CsvFile, Generated, Saved
 from exercice2.transactions import InvalidTransaction, disorder, enrich, generate, parse, to_json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 GOOD = {

@@ -7,10 +7,6 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from exercice3.consumer import sort_messages
 from exercice3.ventes import (
     CENT,
@@ -26,6 +22,10 @@ from exercice3.ventes import (
     run_of,
     to_json,
 )
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 NOW = datetime(2026, 6, 15, 12, 0, 0)
 GOOD = {"id": "a", "produit": "Tablette", "region": "Suisse", "montant": 99.9, "date_vente": "2026-06-15 11:00:00"}

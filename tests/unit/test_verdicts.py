@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 
-import msgspec
-
 from exercice2.transactions import generate, number_of
 from exercice2.verification.verdicts import Window, expected_windows, holes_of, judge, judge_windows
+
+import msgspec
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

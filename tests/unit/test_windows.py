@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from commun.settings import ROOT
 from exercice2.fenetres.windows import NEVER, HopWindows, Late, Result, Slicing, TrailingWindows, Watermarks
 from tests.window_cases import CASES, END, Case, Row, load
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ORIGINALS = ROOT.parent / "shared" / "window_cases"
 Event = tuple[Any, int, int]  # clé, valeur, instant
