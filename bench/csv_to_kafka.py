@@ -1,4 +1,4 @@
-"""Du CSV à Kafka, quatre routes, côte à côte, sur le cluster local.
+"""Du CSV à Kafka, cinq routes, côte à côte, sur le cluster local.
 
     python bench/csv_to_kafka.py             300 000 lignes, puis 100 lignes par seconde ; quatre minutes
     python bench/csv_to_kafka.py --rows 30000 --seconds 5
@@ -10,7 +10,11 @@ lecture. Les routes passent l'une après l'autre, chacune sur un topic neuf :
 - producer.py, exactement une fois ;
 - FileStreamSource, exactement une fois (le Connect de la pile) ;
 - FileStreamSource, au moins une fois (un Connect de plus, le temps de la mesure) ;
-- une simple boucle produce(), sans fichier, sans transaction, messages déjà faits : le plafond.
+- une simple boucle produce(), sans fichier, sans transaction, messages déjà faits : d'abord ceux de producer.py, avec
+  leur clé et leurs en-têtes ; puis leur valeur seule, le plafond.
+
+Ce que producer.py fait en plus de la boucle, lire et mettre en JSON, est mesuré à part, sans Kafka : ce fil
+Python fait les deux l'un après l'autre, et leurs durées s'ajoutent.
 
 Les chiffres dépendent de la machine : seuls leurs rapports se comparent.
 """
@@ -21,6 +25,7 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import random
 import re
 import signal
@@ -34,8 +39,9 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from commun import PipelineError
 from commun.cli import Parser, french_number, positive, run
@@ -44,7 +50,7 @@ from commun.csv_rows import Place
 from commun.kafka import admin_config, client_config, delete_topics, ensure_topics
 from commun.settings import ROOT, setting
 from exercice1.producer import PRODUCER_CONFIG
-from exercice1.reading import Format
+from exercice1.reading import Format, OpenCsv
 from exercice1.topic import REPLICATION_FACTOR, TOPIC_CONFIG
 from services import install
 from services.stack import Stack
@@ -166,9 +172,9 @@ def connect_at_least_once(path: Path, topic: str) -> Iterator[None]:
 
 
 @contextmanager
-def bare_loop(path: Path, topic: str) -> Iterator[None]:
-    """Le plafond : un programme qui a déjà fait tous les messages, et les envoie quand le fichier grandit."""
-    process = multiprocessing.get_context("spawn").Process(target=send_made_messages, args=(path, topic))
+def same_messages(path: Path, topic: str, *, bare: bool = False) -> Iterator[None]:
+    """Un programme qui a déjà fait tous les messages, et les envoie quand le fichier grandit."""
+    process = multiprocessing.get_context("spawn").Process(target=send_made_messages, args=(path, topic, bare))
     process.start()
     try:
         yield
@@ -176,24 +182,31 @@ def bare_loop(path: Path, topic: str) -> Iterator[None]:
         process.join(60)
 
 
-def send_made_messages(path: Path, topic: str) -> None:
-    """Le premier message tout de suite, les autres quand ``path`` grandit ; sans clé, en-tête ni transaction."""
-    rows = (path.parent / ROWS_FILE).read_bytes()
+def send_made_messages(path: Path, topic: str, bare: bool) -> None:
+    """Le premier message tout de suite, les autres quand ``path`` grandit ; ``bare`` : ni clé ni en-têtes."""
     header = read_header(HEADER.encode(), Options())
-    values = [value for value, _ in Format().parser(header, Place()).feed(rows).values] if header else []
+    if header is None:
+        raise ValueError("l'en-tête de la mesure est fini")
+    chunk = Format().parser(header, Place()).feed((path.parent / ROWS_FILE).read_bytes())
+    name, key = os.fsencode(path), os.fsencode(path.name)
+    more: list[dict[str, Any]] = [
+        {} if bare else {"key": key, "headers": [("source.file", name), ("source.line", b"%d" % line)]}
+        for line in chunk.numbers
+    ]
+    messages = list(zip((value for value, _ in chunk.values), more, strict=True))
     config = {name: value for name, value in PRODUCER_CONFIG.items() if "transaction" not in name}
     producer = Producer(client_config(config))
-    producer.produce(topic, values[0])
+    producer.produce(topic, messages[0][0])
     producer.flush()
     size = path.stat().st_size
     while path.stat().st_size == size:
         time.sleep(0.001)
-    for value in values:
+    for value, others in messages:
         try:
-            producer.produce(topic, value)
+            producer.produce(topic, value, **others)
         except BufferError:
             producer.poll(0.05)
-            producer.produce(topic, value)
+            producer.produce(topic, value, **others)
     producer.flush()
 
 
@@ -209,7 +222,8 @@ ROUTES = (
     Route("producer.py, exactement une fois", producer_py, 0),
     Route("FileStreamSource, exactement une fois", connect_exactly_once, 1),
     Route("FileStreamSource, au moins une fois", connect_at_least_once, 1),
-    Route("boucle produce() nue", bare_loop, 0),
+    Route("boucle produce(), mêmes messages", same_messages, 0),
+    Route("boucle produce() nue", partial(same_messages, bare=True), 0),
 )
 ROWS_FILE = "lignes.csv"
 
@@ -238,6 +252,17 @@ def file_throughput(route: Route, rows: str, count: int, folder: Path) -> float:
         start = time.perf_counter()
         append(path, rows)
         reader.count(count)
+        return count / (time.perf_counter() - start)
+
+
+def reading_speed(folder: Path) -> float:
+    """Lignes par seconde que producer.py lit et met en JSON, quand il ne les envoie pas."""
+    path, count = folder / "lecture.csv", 0
+    path.write_text(HEADER + (folder / ROWS_FILE).read_text(encoding="utf-8"), encoding="utf-8")
+    with path.open("rb") as file:
+        start, rows = time.perf_counter(), OpenCsv(file, Format())
+        while chunk := rows.next_chunk():
+            count += len(chunk.values)
         return count / (time.perf_counter() - start)
 
 
@@ -294,11 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             measures = [file_throughput(route, rows, args.rows, folder) for _ in range(REPEATS)]
             speeds[route.name] = statistics.median(measures)
         ours = speeds[ROUTES[0].name]
+        speeds["lire et mettre en JSON, sans Kafka"] = statistics.median(reading_speed(folder) for _ in range(REPEATS))
         print(f"{'débit, ' + french_number(args.rows) + ' lignes':<40} {'lignes/s':>12} {'producer.py /':>14}")
         for route_name, speed in speeds.items():
             print(f"{route_name:<40} {french_number(speed):>12} {french_number(ours / speed, 2):>14}")
         print(f"\n{f'latence, {PER_SECOND} lignes/s':<40} {'p50 (ms)':>12} {'p99 (ms)':>14}")
-        for route in ROUTES[:-1]:
+        for route in ROUTES[:-2]:
             log.info("Latence : %s…", route.name)
             found = sorted(latencies(route, args.seconds, folder))
             p50, p99 = found[len(found) // 2], found[int(len(found) * 0.99)]
