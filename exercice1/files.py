@@ -12,7 +12,8 @@ from commun.csv_header import Header
 from commun.systems import reason
 from exercice1 import rotation
 from exercice1.fingerprint import Identity, Saved, identity_of, still_true
-from exercice1.follow import ROTATE_WAIT, Follower, Known, Others, known_in
+from exercice1.follow import ROTATE_WAIT, Follower
+from exercice1.former import Known, Others, known_in
 from exercice1.reading import Format, open_regular
 
 log = logging.getLogger("pipeline")
@@ -24,7 +25,7 @@ TOUR_SECONDS = 1.0  # … et ne se font jamais attendre plus longtemps
 
 
 class Files(Others):
-    """Les fichiers suivis, et ce que l'on sait de chacun (voir follow.Others)."""
+    """Les fichiers suivis, et ce que l'on sait de chacun (voir former.Others)."""
 
     def __init__(
         self, names: Sequence[str], form: Format, *, rotate_wait: float = ROTATE_WAIT, once: bool = False,
@@ -203,7 +204,7 @@ class Files(Others):
         ]
         return [*self.unreadable.values(), *refused]
 
-    # --- Qui lit quoi (follow.Others) ---
+    # --- Qui lit quoi (former.Others) ---
 
     def available(self, identity: Identity, asking: Follower | None) -> bool:
         """Vrai si ``asking`` peut lire ce fichier : nul autre ne le lit, ou il le lui cède."""

@@ -16,7 +16,7 @@ Un fichier que son nom ne désigne plus est encore lu pendant ``rotate_wait`` : 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -26,9 +26,9 @@ from typing import BinaryIO
 from commun.csv_header import Header, HeaderError
 from commun.csv_rows import Place
 from commun.systems import reason
-from exercice1 import rotation
 from exercice1.changes import TICK_SECONDS, Checked, Settling, signature
 from exercice1.fingerprint import PAST_FILES, Identity, Mark, Past, Saved, identity_of, matches, still_true
+from exercice1.former import UNREAD, Known, Others, Search, known_in, same_bytes
 from exercice1.reading import Format, OpenCsv, Rows, open_regular
 
 log = logging.getLogger("pipeline")
@@ -36,31 +36,6 @@ log = logging.getLogger("pipeline")
 MISSING_SECONDS = 0.25  # un fichier absent est cherché moins souvent
 HINT_SECONDS = 2.0  # une dernière ligne inachevée depuis ce temps mérite une explication
 ROTATE_WAIT = 5.0  # secondes pendant lesquelles un fichier renommé est encore lu
-
-
-UNREAD = Mark(0, 0, False, "")  # rien n'en est lu
-
-Known = tuple[tuple[Mark, ...], bool]  # jusqu'où un fichier est lu ; vrai s'il n'a pas d'en-tête à lui
-
-
-class Others:
-    """Ce que l'on sait des autres fichiers suivis ; ici, aucun. Voir files.Files."""
-
-    def available(self, identity: Identity, asking: "Follower") -> bool:
-        """Vrai si ``asking`` peut lire ce fichier : nul autre ne le lit, ou il le lui cède."""
-        return True
-
-    def known(self, inode: int) -> Iterable[Known]:
-        """Tout ce qui a été lu sous ce numéro, sous n'importe quel nom."""
-        return ()
-
-    def copied(self, path: Path, file: BinaryIO) -> Known | None:
-        """Jusqu'où ``file``, qui a le nom ``path``, est la copie d'un fichier lu ; None : attendre pour le dire."""
-        return (), False
-
-    def header_of(self, path: Path) -> Header | None:
-        """L'en-tête d'un fichier dont ``path`` porte le nom, tourné : le sien, s'il n'en a pas."""
-        return None
 
 
 @dataclass
@@ -86,11 +61,12 @@ class Follower:
         self.saved = saved or Saved()
         self.past = self.saved.past
         self.refused: str | None = None  # pourquoi ce fichier n'est pas lu
+        self._search = Search(self)
         self._current: OpenCsv | None = None
         self._left: list[Left] = []
         self._limit: int | None = None
         self._checked, self._settling = Checked(), Settling()
-        self._since = self.saved.mtime  # sa dernière date sous notre nom : ce qui est né depuis n'est pas lu
+        self.since = self.saved.mtime  # sa dernière date sous notre nom : ce qui est né depuis n'est pas lu
         self._unconfirmed = False
         self._fresh = True  # rien n'a encore été cherché depuis le démarrage
         self._searched: Identity | None = None  # le fichier vide devant lequel on a cherché les rotations manquées
@@ -125,12 +101,24 @@ class Follower:
             if file.inode == inode:
                 yield tuple(file.marks), file.bare
 
+    def has_left(self) -> bool:
+        """Vrai si le fichier d'avant est encore lu, sous un autre nom."""
+        return any(item.file.inode == self.saved.inode for item in self._left)
+
     @property
     def header(self) -> Header | None:
         """Le dernier en-tête lu sous ce nom."""
         if self._current and self._current.header:
             return self._current.header
         return self.saved.header(self.form.options.encoding) or self.others.header_of(self.path)
+
+    @property
+    def marks(self) -> Sequence[Mark]:
+        """Les repères du fichier en cours de lecture, ou du dernier qui l'a été."""
+        if self._current:
+            return self._current.marks
+        left = [item.file.marks for item in self._left if item.file.inode == self.saved.inode]
+        return left[0] if left else self.saved.marks
 
     @property
     def bare(self) -> bool:
@@ -163,11 +151,11 @@ class Follower:
             return False
         size = os.fstat(file.fileno()).st_size
         mark = self._current.marks[-1]
-        return matches(self._current.file, mark) and _same_bytes(file, self._current.file, mark.offset, size)
+        return matches(self._current.file, mark) and same_bytes(file, self._current.file, mark.offset, size)
 
     def rows_in(self, file: BinaryIO) -> Known:
         """Jusqu'où ``file`` est ce qui a été lu sous ce nom ; rien s'ils n'ont que l'en-tête en commun."""
-        if len(kept := still_true(file, tuple(self._marks()))) > 1:
+        if len(kept := still_true(file, tuple(self.marks))) > 1:
             return kept, self.bare
         for past in self.past:
             if past.mark.lines > 1 and matches(file, past.mark):
@@ -218,7 +206,7 @@ class Follower:
         """Où en est la lecture : à écrire avec les lignes qui viennent d'être lues."""
         current, saved, header = self._current, self.saved, self.header
         real = _storable(os.path.realpath(self.path)) if current else saved.real
-        place = Saved(self.inode, tuple(self._marks()), self._all_past(), bare=self.bare, real=real, mtime=self._since)
+        place = Saved(self.inode, tuple(self.marks), self._all_past(), bare=self.bare, real=real, mtime=self.since)
         return place.under(header) if header else place
 
     def _all_past(self) -> tuple[Past, ...]:
@@ -226,12 +214,6 @@ class Follower:
         left = [Past(item.file.inode, (item.file.marks or [UNREAD])[-1], item.file.bare) for item in self._left]
         inodes = {item.inode for item in left}
         return (*(item for item in self.past if item.inode not in inodes), *left)[-PAST_FILES - len(left) :]
-
-    def _marks(self) -> Sequence[Mark]:
-        if self._current:
-            return self._current.marks
-        left = [item.file.marks for item in self._left if item.file.inode == self.saved.inode]
-        return left[0] if left else self.saved.marks
 
     def confirm(self, saved: Saved) -> None:
         """Ce qui a été lu est dans Kafka, avec la position ``saved``."""
@@ -261,7 +243,7 @@ class Follower:
                 item.file.file.close()  # il sera rouvert sous son nom
             else:
                 self._left.append(Left(item.file.again(marks, bare=bare), item.until))
-        self.saved, self.past, self._unconfirmed, self._since = saved, saved.past, False, saved.mtime
+        self.saved, self.past, self._unconfirmed, self.since = saved, saved.past, False, saved.mtime
 
     def _names(self, file: OpenCsv) -> bool:
         """Vrai si notre nom désigne ce fichier."""
@@ -331,7 +313,7 @@ class Follower:
             if moved:
                 self.refused = None
                 if self._names(current):  # sinon, on écrit dans un fichier renommé
-                    self._since = max(self._since, stat.st_mtime_ns)
+                    self.since = max(self.since, stat.st_mtime_ns)
         if self.refused:
             return None
         if self.once and self._limit is None:
@@ -368,11 +350,14 @@ class Follower:
                 if signature(os.stat(self.path)) == self._asleep and now < self._wake_at:
                     return
             self._asleep = ()
-        self._find_past(now)
+        if self._fresh:
+            self._fresh = False
+            for left in self._search.left():
+                self._leave(left, now)
         file = open_regular(self.path)
         if file is None:
             self._settling.waiting = False
-            if old := self._find_current():
+            if old := self._search.current():
                 self._leave(old, now)
             self._retry_at = now + MISSING_SECONDS
             new = self.saved.inode is None
@@ -390,18 +375,18 @@ class Follower:
             return False
         same, bare = stat.st_ino == self.saved.inode, self.saved.bare
         other = self.saved.inode is not None and not same
-        old = self._find_current() if other else None
+        old = self._search.current() if other else None
         continued = bool(marks) and matches(file, marks[-1]) and (len(marks) > 1 or same)
-        continued = continued and not (other and self._has_left())  # c'est déjà jugé : l'ancien est lu d'abord
+        continued = continued and not (other and self.has_left())  # c'est déjà jugé : l'ancien est lu d'abord
         if old and continued:  # gardé à côté, par un éditeur ou un export cumulatif : le nouveau l'a-t-il en entier ?
-            continued = _same_bytes(file, old.file, marks[-1].offset, os.fstat(old.file.fileno()).st_size)
+            continued = same_bytes(file, old.file, marks[-1].offset, os.fstat(old.file.fileno()).st_size)
         if old and continued:
             self._drop(old)
         elif old:
             self._say(f"{self.path} a été renommé : j'en lis d'abord la fin.")
             self._leave(old, now)
         if continued and same:
-            marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
+            marks, bare = self._search.already_read(file)  # un autre nom a pu le lire plus loin
         if not continued:
             seen = ((), False) if same else self._seen_elsewhere(file)
             if seen is None:
@@ -409,13 +394,13 @@ class Follower:
             known, bare = seen
             if other and not known and not stat.st_size and self._searched != identity_of(stat):
                 self._searched = identity_of(stat)
-                self._find_missed(file, now, most=PAST_FILES)  # plus, on ne pourrait retenir où en est chacun
+                self._leave_missed(file, now, most=PAST_FILES)  # plus, on ne pourrait retenir où en est chacun
             if (marks or other) and not known and (not stat.st_size or not self._settling.over(now, stat)):
                 return False
             if other:
-                self._find_missed(file, now)
+                self._leave_missed(file, now)
             if (marks or other) and not known:
-                before = () if self._has_left() else marks
+                before = () if self.has_left() else marks
                 self._retain_former(stat.st_ino)
                 self._restart(file, before, "a changé pendant que je ne le lisais pas", now)
                 return True
@@ -427,130 +412,13 @@ class Follower:
 
     def _retain_former(self, inode: int) -> None:
         """Passe à un fichier de ce numéro : un autre nom peut tenir l'ancien, sans avoir encore dit où il en est."""
-        if self.saved.inode not in (None, inode) and not self._has_left():
+        if self.saved.inode not in (None, inode) and not self.has_left():
             self._retain(self.saved.inode or 0, self.saved.marks, bare=self.saved.bare)
 
     def _seen_elsewhere(self, file: BinaryIO) -> Known | None:
         """Jusqu'où ce fichier, ou celui dont il est la copie, a déjà été lu ; None : il faut attendre pour le dire."""
-        known = self.already_read(file)
+        known = self._search.already_read(file)
         return known if known[0] else self.others.copied(self.path, file)
-
-    def already_read(self, file: BinaryIO) -> Known:
-        """Jusqu'où ce fichier a déjà été lu, sous n'importe quel nom ; rien s'il ne l'a jamais été."""
-        inode = os.fstat(file.fileno()).st_ino
-        everything = (*self.known(inode), *self.others.known(inode))
-        true = [known for known in everything if known[0] and matches(file, known[0][-1])]
-        return max(true, key=lambda known: known[0][-1].offset, default=((), False))
-
-    def _has_left(self) -> bool:
-        """Vrai si le fichier d'avant est encore lu, sous un autre nom."""
-        return any(item.file.inode == self.saved.inode for item in self._left)
-
-    def _find_current(self) -> OpenCsv | None:
-        """Notre nom désigne un autre fichier, ou rien : celui que nous lisions, s'il n'est pas déjà retrouvé."""
-        saved = self.saved
-        if not saved.marks or saved.inode is None or self._has_left():
-            return None
-        file = self._find(saved.inode, saved.marks[-1], bare=saved.bare)
-        if file is None:
-            return None
-        marks, bare = self.already_read(file)  # un autre nom a pu le lire plus loin
-        return OpenCsv(file, self.form, marks, self.header, bare)
-
-    def _find_past(self, now: float) -> None:
-        """Au démarrage : les fichiers quittés, où quelqu'un a pu écrire depuis."""
-        if not self._fresh:
-            return
-        self._fresh = False
-        for past in self.past:
-            if past.inode != self.saved.inode and (file := self._find(past.inode, past.mark, bare=past.bare)):
-                furthest, _ = self.already_read(file)  # un autre nom a pu le lire depuis
-                start = furthest[-1].offset if furthest else 0
-                if start == past.mark.offset < os.fstat(file.fileno()).st_size:
-                    self._leave(OpenCsv(file, self.form, furthest, self.header, past.bare), now)
-                else:
-                    file.close()
-
-    def _folders(self) -> list[Path]:
-        """Les vrais chemins de ce nom, liens suivis : où il mène, et où il menait."""
-        return list(dict.fromkeys(Path(path) for path in (os.path.realpath(self.path), self.saved.real) if path))
-
-    def _find(self, inode: int, mark: Mark, *, bare: bool) -> BinaryIO | None:
-        """Le fichier de ce numéro et de ce contenu, s'il est dans le dossier sous un autre nom.
-
-        N'en a-t-on lu que l'en-tête, ou rien, ce contenu ne prouve rien : il faut que ce nom soit celui d'une rotation.
-        """
-        for real in self._folders():
-            for entry in rotation.neighbours(real):
-                sure = mark.lines > (not bare) or rotation.turned(entry.name, real.name)
-                if Path(entry.path) != real and entry.inode() == inode and sure and (file := self._free(entry.path)):
-                    if mark == UNREAD or matches(file, mark):
-                        return file
-                    file.close()
-        return None
-
-    def _free(self, path: str) -> BinaryIO | None:
-        """Ouvre ce fichier, si personne ne le lit, ni un autre ni nous."""
-        try:
-            file = open_regular(path)
-        except OSError:
-            return None
-        if file is not None:
-            identity = identity_of(os.fstat(file.fileno()))
-            if identity not in self.reading and self.others.available(identity, self):
-                return file
-            file.close()
-        return None
-
-    def _find_missed(self, new: BinaryIO, now: float, *, since: int | None = None, most: int | None = None) -> None:
-        """Plusieurs rotations d'un coup : les fichiers nés et renommés entre celui que nous lisions et ``new``.
-
-        ``since`` : nés depuis cette date, en nanosecondes ; ``most`` : rien s'il y en a plus.
-        """
-        real, since = self._folders()[0], since or self._since
-        entries = [entry for entry in rotation.neighbours(real) if entry.inode() != os.fstat(new.fileno()).st_ino]
-        ours = next((entry.name for entry in entries if entry.inode() == self.inode), "")
-        by_stem = rotation.turned(ours, real.name) and not rotation.appended(ours, real.name)
-        style = rotation.styles(ours, real.name)  # v-20261127.csv : ses pareils seulement, car v_2.csv est autre chose
-
-        def is_turn(name: str) -> bool:
-            return bool(rotation.styles(name, real.name) & style) if by_stem else rotation.appended(name, real.name)
-
-        born = [entry for entry in entries if is_turn(entry.name) and since and entry.stat().st_mtime_ns >= since]
-        found = dict[os.DirEntry[str], OpenCsv]()
-        for entry in born:
-            if file := self._free(entry.path):
-                start, bare = self.already_read(file)
-                if not start:
-                    start, bare = self._copied_from(file)
-                whole = start and start[-1].offset >= os.fstat(file.fileno()).st_size
-                if whole or _archive_of(new, file):
-                    file.close()
-                else:
-                    found[entry] = OpenCsv(file, self.form, start, self.header, bare)
-        if most is not None and len(found) > most:
-            for missed in found.values():
-                missed.file.close()
-            return
-        for entry in rotation.in_order(found, ours, real.name):
-            log.info("%s est né pendant que je lisais %s : je le lis d'abord.", entry.path, self.path)
-            self._leave(found[entry], now)
-
-    def _copied_from(self, file: BinaryIO) -> Known:
-        """Jusqu'où ``file`` est une copie de ce que nous avons lu."""
-        kept = max((still_true(file, tuple(marks)) for marks in (self._marks(), self.saved.marks)), key=len)
-        return (kept, self.bare) if len(kept) > 1 else ((), False)
-
-    def _find_copy(self, marks: Sequence[Mark]) -> BinaryIO | None:
-        """La copie que l'on a faite de notre fichier avant de le vider (logrotate, copytruncate)."""
-        real, since = self._folders()[0], self._since
-        turned = [entry for entry in rotation.neighbours(real) if rotation.turned(entry.name, real.name)]
-        for entry in sorted(turned, key=lambda entry: -entry.stat().st_mtime_ns):
-            if entry.stat().st_mtime_ns >= since and (file := self._free(entry.path)):
-                if not self.already_read(file)[0] and matches(file, marks[-1]):
-                    return file
-                file.close()
-        return None
 
     def _look_at_name(self, current: OpenCsv, now: float) -> None:
         """Le fichier ouvert n'a rien de nouveau : son nom en désigne-t-il un autre ?"""
@@ -604,9 +472,14 @@ class Follower:
             self._drop(current)
         else:
             self._leave(current, now)
-            self._find_missed(new, now)
+            self._leave_missed(new, now)
         self._restart(new, kept, "est un autre fichier", now)
         return True
+
+    def _leave_missed(self, new: BinaryIO, now: float, *, since: int | None = None, most: int | None = None) -> None:
+        """Les rotations manquées sont lues avant ``new``."""
+        for missed in self._search.missed(new, since=since, most=most):
+            self._leave(missed, now)
 
     def _leave(self, file: OpenCsv, now: float) -> None:
         self._left.append(Left(file, now + self.rotate_wait))
@@ -628,10 +501,10 @@ class Follower:
         header, bare = self.header, self.bare
         same = os.fstat(file.fileno()).st_ino == self.inode
         if same and len(kept) < 2 and marks:
-            if copy := self._find_copy(marks):
+            if copy := self._search.copy(marks):
                 log.info("%s a été copié, puis vidé : je lis d'abord la fin de la copie.", self.path)
                 self._left.append(Left(OpenCsv(copy, self.form, marks, header, bare), now))
-                self._find_missed(file, now, since=os.fstat(copy.fileno()).st_mtime_ns)  # copié et vidé plusieurs fois
+                self._leave_missed(file, now, since=os.fstat(copy.fileno()).st_mtime_ns)  # copié et vidé plusieurs fois
             elif len(marks) > 1:
                 log.warning(
                     "%s a été vidé ou réécrit : ce qui a pu y être écrit après la ligne %d, et que je n'avais pas lu, "
@@ -655,34 +528,6 @@ class Follower:
             log.log(level, "%s", sentence)
 
 
-def known_in(saved: Saved, inode: int) -> Iterator[Known]:
-    """Ce qu'une position dit du fichier de ce numéro."""
-    if saved.inode == inode:
-        yield saved.marks, saved.bare
-    for past in saved.past:
-        if past.inode == inode:
-            yield (past.mark,), past.bare
-
-
 def _storable(path: str) -> str:
     """Un chemin que JSON sait porter ; vide sinon (un nom qui n'est pas en UTF-8)."""
     return path if os.fsencode(path).decode("utf-8", "ignore") == path else ""
-
-
-def _archive_of(new: BinaryIO, file: BinaryIO) -> bool:
-    """Vrai si ``file`` est le début de ``new``, et a plus d'une ligne."""
-    file.seek(0)
-    file.readline()
-    return bool(file.read(1)) and _same_bytes(file, new, 0, os.fstat(file.fileno()).st_size)
-
-
-def _same_bytes(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:
-    """Vrai si ces octets des deux fichiers sont les mêmes."""
-    one.seek(start)
-    other.seek(start)
-    while start < end:
-        mine, its = (file.read(min(1 << 20, end - start)) for file in (one, other))
-        if mine != its or not mine:
-            return False
-        start += len(mine)
-    return True

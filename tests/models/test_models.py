@@ -10,10 +10,10 @@ from tests.models.put_back import FAULTS, search
 import pytest
 
 COUNTS = {
-    "lives": ("LIVES", "400", "vies"),
+    "lives": ("LIVES", "150", "vies"),
     "claims": ("CLAIMS", "500", "histoires"),
-    "groups": ("GROUPS", "400", "histoires"),
-    "monitors": ("MONITORS", "200", "histoires"),
+    "groups": ("GROUPS", "300", "histoires"),
+    "monitors": ("MONITORS", "100", "histoires"),
     "lots": ("LOTS", "500", "histoires"),
 }
 
