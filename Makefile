@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-long test-unit lives lots chaos bench bench-windows bench-views bench-ventes mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-long test-unit lives lots chaos bench bench-windows bench-views bench-ventes bench-scale mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-views: services  ## les tableaux de bord sur dix millions de ventes, avec 
 
 bench-ventes: services  ## chaque script de l'exercice 3 à côté d'une boucle nue, sur les mêmes serveurs
 	$(BIN)/python bench/ventes.py
+
+bench-scale: services  ## un, deux, trois exemplaires de chaque script de l'exercice 3, et le calcul que coûte une vente
+	$(BIN)/python -m bench.scale
 
 apercu: $(VENV)/installed-apercu services  ## les tableaux de bord dans un navigateur, en direct
 	cd tableau && ../$(BIN)/python apercu.py

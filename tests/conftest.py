@@ -81,14 +81,25 @@ def listening_addresses() -> set[str]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """« --numprocesses auto » : une pile de plus que de cœurs, car un essai attend souvent ; 3,5 Go pour chacune."""
-    return max(1, min(4, 1 + (os.cpu_count() or 1), int(psutil.virtual_memory().total / 3.5e9)))
+    """« --numprocesses auto » : deux piles par cœur, car un essai attend souvent ; 3,5 Go pour chacune."""
+    return max(1, min(4, 2 * (os.cpu_count() or 1), int(psutil.virtual_memory().total / 3.5e9)))
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[None]:
-    """Les serveurs, démarrés une fois pour toute la session de tests, arrêtés à la fin."""
-    with running_stack():
+def stack(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Les serveurs, démarrés une fois pour toute la session de tests, arrêtés à la fin.
+
+    Deux « pytest » dans le même dossier auraient la même pile : le second attend la fin du premier.
+    """
+    from commun.systems import locked  # noqa: PLC0415 - rien du projet avant que l'environnement soit réglé
+
+    def say(sentence: str) -> None:
+        with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n{sentence}", file=sys.stderr)
+
+    lock = Path(f"{DATA}.verrou")
+    lock.parent.mkdir(exist_ok=True)
+    with locked(lock, "D'autres essais tournent dans ce dossier", say), running_stack():
         yield
 
 
