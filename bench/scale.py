@@ -1,6 +1,6 @@
 """Un, deux, trois exemplaires de chaque script de l'exercice 3, et ce que chaque vente coûte de calcul à chacun.
 
-    make bench-scale                       60 000 ventes par mesure ; quatre minutes
+    make bench-scale                       100 000 ventes par mesure ; cinq minutes
     python -m bench.scale --count 10000 --most 2
 
 Le débit de N exemplaires se compare à celui d'un seul ; le rapport ne peut dépasser ce que la machine a de cœurs
@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,9 +171,8 @@ def load(number: int, folder: Path) -> tuple[float, float]:
 
 def measure(number: int, count: int, supervisor: Supervisor, folder: Path) -> dict[str, Cost]:
     """Les quatre étapes, chacune par ``number`` exemplaires."""
-    with psycopg2.connect(**postgres_dsn()) as connection:
+    with closing(psycopg2.connect(**postgres_dsn())) as connection:
         empty(connection)
-    connection.close()
     costs = {
         "producer.py": measured(supervisor, lambda: produce(number, count)),
         "consumer.py": measured(supervisor, lambda: consume(number, count)),
@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     refuse_elsewhere(any_server=False)
     supervisor = Supervisor(Stack())
-    if not all(state.alive for state in supervisor.states().values()):
+    states = supervisor.states()
+    if not all(name in states and states[name].alive for names in SERVERS.values() for name in names):
         raise PipelineError("La pile locale ne tourne pas : « make services ».")
     found: dict[int, dict[str, Cost]] = {}
     with apart() as folder:
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    parser.option("--count", type=positive(), default=60_000, help="ventes par mesure")
+    parser.option("--count", type=positive(), default=100_000, help="ventes par mesure")
     parser.option("--most", type=positive(), default=3, help="exemplaires, au plus")
     return parser.parse(argv)
 

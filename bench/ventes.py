@@ -34,6 +34,7 @@ from commun.systems import ask_to_stop, own_group
 from commun.topics import read_topic
 from exercice3 import consumer, pg, producer, schedule_export
 from exercice3.collection import open_client, open_database, prepare, to_document, to_row
+from exercice3.confirmations import new_topic
 from exercice3.lots import manifests
 from exercice3.schema import apply_schema
 from exercice3.ventes import FIELDS, Vente, generate, parse, to_json
@@ -132,8 +133,11 @@ def measure(count: int, folder: Path) -> dict[str, tuple[float, float]]:
     wipe()
     seconds: dict[str, tuple[float, float]] = {}
     options = ["--topic", TOPIC, "--log-level", "error"]
-    bare = NewTopic(f"{TOPIC}-nu", producer.PARTITIONS, producer.REPLICATION_FACTOR, config=producer.TOPIC_CONFIG)
-    ensure_topics(client_config({}), bare)
+    copies = producer.REPLICATION_FACTOR
+    topics = [
+        NewTopic(name, producer.PARTITIONS, copies, config=producer.TOPIC_CONFIG) for name in (TOPIC, f"{TOPIC}-nu")
+    ]
+    ensure_topics(client_config({}), *topics, new_topic(TOPIC, copies))
     made = timed(lambda: producer.main([*options, "--count", str(count), "--rate", "0", "--seed", str(SEED)]))
     seconds["producer.py"] = made, timed(lambda: produce(ventes))
     naked = timed(lambda: consume(count))

@@ -18,6 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from itertools import islice
@@ -166,6 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed, clock = (secrets.randbits(32), datetime.now) if args.seed is None else (args.seed, lambda: REPLAY_END)
     log.info("Envoi vers %s, graine %d.", args.topic, seed)
     producer, deliveries = connect(Producer, config), Deliveries(Confirmed(seed, args.start))
+    # Une première question ouvre la connexion : sans elle, le client demande son numéro de producteur trop tôt, et
+    # attend une demi-seconde avant de le redemander.
+    with suppress(KafkaException):
+        producer.list_topics(args.topic, 1.0)
     serve_metrics(args.metrics_port, lambda: Measures(deliveries.confirmed))
     ventes: Iterable[Vente] = islice(generate(seed, clock, args.days, args.start), args.count)
     if args.corrections:
