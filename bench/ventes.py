@@ -1,6 +1,6 @@
 """Chaque script de l'exercice 3 à côté d'une boucle nue, sur les mêmes serveurs, dans le même passage.
 
-    python bench/ventes.py                40 000 ventes, trois passages ; cinq minutes
+    python bench/ventes.py                100 000 ventes, trois passages ; cinq minutes
     python bench/ventes.py --count 10000
 
 Un script est appelé dans ce processus, par son ``main`` ; la boucle nue fait le même travail sans ses garanties :
@@ -276,7 +276,7 @@ def show(passes: list[dict[str, tuple[float, float]]], count: int) -> None:
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options du script."""
     parser = Parser(__doc__)
-    parser.option("--count", type=positive(), default=40_000, help="nombre de ventes")
+    parser.option("--count", type=positive(), default=100_000, help="nombre de ventes")
     parser.option("--passes", type=positive(), default=3, help="nombre de passages")
     return parser.parse(argv)
 

@@ -54,12 +54,12 @@ ecrites AS (
     ON CONFLICT (id) DO UPDATE
         SET produit = excluded.produit, region = excluded.region, montant = excluded.montant,
             date_vente = excluded.date_vente, version = excluded.version, annulee = excluded.annulee,
-            charge_le = now()
+            charge_le = clock_timestamp()
         WHERE excluded.version > v.version
             OR excluded.version = v.version
             AND (v.produit, v.region, v.montant, v.date_vente, v.annulee) IS DISTINCT FROM
                 (excluded.produit, excluded.region, excluded.montant, excluded.date_vente, excluded.annulee)
-    RETURNING xmax = 0 AS nouvelle  -- xmax vaut 0 pour une ligne insérée
+    RETURNING charge_le = now() AS nouvelle  -- insérée : now() ; récrite : plus tard. Une table répartie n'a pas xmax
 )
 UPDATE ventes_chargements
 SET nouvelles = nouvelles + (SELECT count(*) FROM ecrites WHERE nouvelle),

@@ -197,6 +197,25 @@ def write_versions(folder: Path, name: str, lines: list[bytes]) -> None:
     write_lot(folder, name, lines, header=b"id,produit,region,montant,date_vente,version,annulee\n")
 
 
+def test_a_table_spread_over_partitions(lab: Lab) -> None:
+    """Une table « ventes » répartie par PARTITION BY HASH (id) : mêmes lignes, mêmes sommes, mêmes comptes."""
+    columns = (Path(__file__).parents[2] / "exercice3" / "schema.sql").read_text(encoding="utf-8").split(";")[0]
+    parts = ";".join(
+        f"CREATE TABLE ventes_{n} PARTITION OF ventes FOR VALUES WITH (MODULUS 2, REMAINDER {n})" for n in (0, 1)
+    )
+    lines = [b"v%d,P,R,10.50,2025-01-01 10:00:00,1,false\n" % number for number in range(10)]
+    write_versions(lab.exports, "ventes_000001_x", lines)
+    write_versions(lab.exports, "ventes_000002_x", [b"v3,P,R,1.50,2025-01-02 10:00:00,2,false\n"])
+    with database() as env:
+        with closing(psycopg2.connect(**postgres_dsn() | {"dbname": "essai"})) as connection, connection:
+            connection.cursor().execute(f"{columns} PARTITION BY HASH (id);{parts}")
+        said = lab.run("pg", env=env)
+        assert "10 lignes, 10 nouvelles, 0 modifiées" in said
+        assert "1 lignes, 0 nouvelles, 1 modifiées" in said
+        assert ask("essai", "SELECT count(*) || ' ' || sum(montant) FROM ventes") == "10 96.00"
+        assert ask("essai", TOTALS.format("ventes_par_jour").replace(", coal", " || ' ' || coal")) == "10 96.00"
+
+
 def test_several_loaders_agree(lab: Lab) -> None:
     """Trois chargements à la fois, de lots qui se partagent ventes, versions et sommes : rien ne manque."""
     lab.run("pg")
