@@ -35,7 +35,7 @@ log = logging.getLogger("pipeline")
 T = TypeVar("T")
 
 Reset = str | datetime  # earliest, latest, ou un instant
-EMPTY_SECONDS = 20.0  # un membre tué compte encore dans son groupe le temps de sa session
+EMPTY_SECONDS = 15.0  # un membre tué compte encore dans son groupe le temps de sa session (10 s)
 SHORT_SECONDS = 0.1
 SOURCE = "source.topic"  # en-tête d'une sortie : l'identité du topic d'où elle est tirée
 PLAIN_CHARS = 1000  # plus longues, des métadonnées sont comprimées : Kafka les borne à 4 096 octets
@@ -148,10 +148,13 @@ class GroupPositions:
         """Kafka ne change les positions que d'un groupe sans membre : un membre tué l'est encore quelques secondes."""
         mark = joined(topic_id, "")
         places = [TopicPartition(self.topic, number, offset, mark) for number, offset in starts.items()]
-        deadline = time.monotonic() + EMPTY_SECONDS
+        deadline, said = time.monotonic() + EMPTY_SECONDS, False
         while forced or not self._any(numbers):
             if self._ask(lambda: _alter(self._admin, self.group, places)):
                 return
+            if not said:
+                log.info("Le groupe %s a encore des membres : j'attends leur départ.", self.group)
+                said = True
             if not forced and time.monotonic() > deadline:
                 return
             if time.monotonic() > deadline:
