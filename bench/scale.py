@@ -21,13 +21,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.ventes import LOT_SIZE, READY_SECONDS, TOPIC, apart, empty, wipe
+from bench.ventes import LOT_SIZE, READY_SECONDS, TOPIC
 from commun import PipelineError
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.kafka import admin_config, client_config, connect, delete_topics, ensure_topics
 from commun.settings import ROOT, postgres_dsn, refuse_elsewhere
 from commun.systems import ask_to_stop, own_group
 from exercice3 import producer
+from exercice3.verification.aside import aside, empty, wipe
 from services.stack import KAFKA_NODES, Stack
 from services.supervise import Supervisor
 
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(name in states and states[name].alive for names in SERVERS.values() for name in names):
         raise PipelineError("La pile locale ne tourne pas : « make services ».")
     found: dict[int, dict[str, Cost]] = {}
-    with apart() as folder:
+    with aside(TOPIC) as folder:
         for number in range(1, args.most + 1):
             if not stop:
                 log.info("%d de chaque…", number)

@@ -17,11 +17,10 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -29,15 +28,15 @@ from pathlib import Path
 from commun import PipelineError
 from commun.cli import Parser, Stop, french_number, positive, run
 from commun.kafka import admin_config, client_config, connect, delete_topics, ensure_topics
-from commun.settings import LOCAL_HOST, ROOT, postgres_dsn, refuse_elsewhere, setting
+from commun.settings import ROOT, postgres_dsn, refuse_elsewhere
 from commun.systems import ask_to_stop, own_group
 from commun.topics import read_topic
 from exercice3 import consumer, pg, producer, schedule_export
 from exercice3.collection import open_client, open_database, prepare, to_document, to_row
 from exercice3.confirmations import new_topic
 from exercice3.lots import manifests
-from exercice3.schema import apply_schema
 from exercice3.ventes import FIELDS, Vente, generate, parse, to_json
+from exercice3.verification.aside import aside, empty, wipe
 
 import psycopg2
 from confluent_kafka import Consumer, Producer
@@ -60,7 +59,6 @@ UPSERT = """
     ON CONFLICT (id) DO UPDATE SET montant = excluded.montant WHERE ventes.montant <> excluded.montant
 """
 NAKED = "CREATE TEMPORARY TABLE nu (id text, produit text, region text, montant numeric(10, 2), date_vente timestamp)"
-TABLES = "ventes, ventes_chargements, ventes_rejets, ventes_suivi"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -228,41 +226,6 @@ def watch(seed: int, count: int, most: float) -> dict[str, float]:
     return readable
 
 
-def wipe() -> None:
-    """Vide la base MongoDB des mesures."""
-    with open_client() as mongo:
-        database = mongo["mesure"]
-        for name in database.list_collection_names():
-            database[name].delete_many({})  # d'abord : SecantusDB efface une collection pleine bien moins vite
-        mongo.drop_database("mesure")
-
-
-def empty(connection: Connection) -> None:
-    """Vide les tables des mesures."""
-    with connection, connection.cursor() as cursor:
-        cursor.execute(f"TRUNCATE {TABLES}")
-
-
-@contextmanager
-def apart() -> Iterator[Path]:
-    """Une base MongoDB, un schéma PostgreSQL et un dossier à part, effacés à la fin."""
-    account = f"{setting('MONGO_ADMIN_USER')}:{setting('MONGO_ADMIN_PASSWORD')}"
-    os.environ["MONGO_URI"] = f"mongodb://{account}@{LOCAL_HOST}:{setting('PORT_MONGO')}/mesure?authSource=admin"
-    with closing(psycopg2.connect(**postgres_dsn())) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("DROP SCHEMA IF EXISTS mesure CASCADE; CREATE SCHEMA mesure")
-    os.environ["PGOPTIONS"] = "-c search_path=mesure"
-    try:
-        with closing(psycopg2.connect(**postgres_dsn())) as connection:
-            apply_schema(connection)
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    finally:
-        with closing(psycopg2.connect(**postgres_dsn())) as connection, connection, connection.cursor() as cursor:
-            cursor.execute("DROP SCHEMA mesure CASCADE")
-        wipe()
-        delete_topics(client_config({}), TOPIC)
-
-
 def show(passes: list[dict[str, tuple[float, float]]], count: int) -> None:
     """La table : ventes par seconde, médianes des passages."""
     print(f"\n{'étape':<20}{'nous (ventes/s)':>18}{'boucle nue':>14}{'rapport':>10}")
@@ -287,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     refuse_elsewhere(any_server=False)
     passes: list[dict[str, tuple[float, float]]] = []
-    with apart() as folder:
+    with aside(TOPIC) as folder:
         while len(passes) < args.passes and not stop:
             passes.append(measure(args.count, folder))
             log.info("Passage %d sur %d.", len(passes), args.passes)

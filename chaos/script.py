@@ -1,0 +1,89 @@
+"""Un script des exercices, qu'on peut tuer, geler et relancer."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from commun import PipelineError
+from commun.cli import Stop
+from commun.settings import ROOT
+
+END_SECONDS = 120.0
+
+
+class Trial(NamedTuple):
+    """Ce qu'un essai partage : le hasard des pannes, l'arrêt, le dossier des journaux, les ventes par seconde."""
+
+    dice: random.Random
+    stop: Stop
+    logs: Path
+    rate: float
+
+
+class NotDoneError(Exception):
+    """La panne voulue n'a pas eu lieu."""
+
+
+class Script:
+    """Un script en marche ; ce qu'il dit va dans ``log_path``."""
+
+    def __init__(self, log_path: Path, script: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.log_path, self.path, self.options = log_path, ROOT / script, list(options)
+        self.env = os.environ | (env or {})
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, self.path.name, *self.options]
+        with self.log_path.open("ab") as file:
+            return subprocess.Popen(command, cwd=self.path.parent, env=self.env, stdout=file, stderr=file)
+
+    def refuse_dead(self) -> None:
+        """Lève PipelineError s'il s'est arrêté de lui-même : ce n'est pas une panne qu'on lui a faite."""
+        if (code := self.process.poll()) is not None:
+            raise PipelineError(f"{self.path.name} s'est arrêté de lui-même (code {code}) : lisez {self.log_path}.")
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Le relance, tué."""
+        self.process = self._start()
+
+    def freeze(self) -> None:
+        """Le gèle."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Le réveille."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """Arrêt propre, qui doit finir par le code 0. Lève PipelineError sinon."""
+        self.refuse_dead()
+        self.wake()
+        self.process.terminate()
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise PipelineError(f"{self.path.name} est sourd à l'arrêt : lisez {self.log_path}.") from None
+        if code:
+            raise PipelineError(f"{self.path.name} s'est arrêté avec le code {code} : lisez {self.log_path}.")
+
+
+def services(*command: str) -> None:
+    """« python -m services … », pour casser et réparer.
+
+    Lève NotDoneError si une panne n'a pas eu lieu, PipelineError si une réparation échoue.
+    """
+    words = [sys.executable, "-m", "services", *command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        raise PipelineError(why) if command[0] in ("up", "restart", "resume") else NotDoneError(why)
