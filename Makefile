@@ -64,8 +64,8 @@ test-long: $(VENV)/installed-dev  ## les longues pannes que « make test » lais
 test-unit: $(VENV)/installed-dev  ## les tests qui n'ont besoin d'aucun serveur, en moins d'une minute
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests/unit
 
-chaos: services  ## l'exercice 2 pendant quinze minutes de pannes, puis les comptes
-	cd exercice2/verification && ../../$(BIN)/python chaos.py
+chaos: services  ## les trois exercices pendant huit minutes de pannes, puis les comptes
+	$(BIN)/python -m chaos
 
 bench: services  ## l'exercice 1 comparé à Kafka Connect, débit et latence
 	$(BIN)/python bench/csv_to_kafka.py

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos.script import Script, Trial
+from chaos.script import Script, Trial, written
 from commun import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.topics import read_topic
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 FREEZE_SECONDS = 10.0
@@ -72,28 +71,15 @@ class Rows:
 
     def kill(self) -> None:
         """Pendant son absence, le fichier tourne une fois ou deux."""
-        self.producer.kill()
-        self.stop.wait(self.dice.uniform(0, 2 * TURN_SECONDS))
-        self.producer.restart()
+        self.producer.kill_then_restart(self.stop, self.dice.uniform(0, 2 * TURN_SECONDS))
 
     def freeze(self) -> None:
         """De même."""
-        self.producer.freeze()
-        self.stop.wait(FREEZE_SECONDS)
-        self.producer.wake()
+        self.producer.freeze_then_wake(self.stop, FREEZE_SECONDS)
 
     def progress(self) -> int:
         """Un nombre qui monte tant que des lignes arrivent dans Kafka."""
-        consumer = Consumer(
-            admin_config(client_config({})) | {"group.id": self.topic, "isolation.level": "read_committed"}
-        )
-        try:
-            partitions = consumer.list_topics(self.topic, timeout=5).topics[self.topic].partitions
-            return sum(consumer.get_watermark_offsets(TopicPartition(self.topic, n), 5)[1] for n in partitions)
-        except KafkaException:
-            return -1
-        finally:
-            consumer.close()
+        return written(self.topic)
 
     def read(self) -> list[int]:
         """Les numéros arrivés, dans l'ordre : le fichier n'a qu'une clé, donc une partition."""

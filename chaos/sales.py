@@ -87,16 +87,10 @@ class Sales:
         self._new_suite(producer)
 
     def _kill(self, scripts: list[Script]) -> None:
-        script = self.dice.choice(scripts)
-        script.kill()
-        self.stop.wait(self.dice.uniform(0, 3))
-        script.restart()
+        self.dice.choice(scripts).kill_then_restart(self.stop, self.dice.uniform(0, 3))
 
     def _freeze(self, scripts: list[Script]) -> None:
-        script = self.dice.choice(scripts)
-        script.freeze()
-        self.stop.wait(FREEZE_SECONDS)
-        script.wake()
+        self.dice.choice(scripts).freeze_then_wake(self.stop, FREEZE_SECONDS)
 
     def disturb(self) -> None:
         """Ce qu'un autre programme écrirait dans le topic et dans le dossier."""

@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 from commun import PipelineError
 from commun.cli import Stop
+from commun.kafka import admin_config, client_config
 from commun.settings import ROOT
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 END_SECONDS = 120.0
 
@@ -56,18 +59,21 @@ class Script:
         """Le relance, tué."""
         self.process = self._start()
 
-    def freeze(self) -> None:
-        """Le gèle."""
-        self.process.send_signal(signal.SIGSTOP)
+    def kill_then_restart(self, stop: Stop, seconds: float) -> None:
+        """Tué, puis relancé ``seconds`` plus tard."""
+        self.kill()
+        stop.wait(seconds)
+        self.restart()
 
-    def wake(self) -> None:
-        """Le réveille."""
+    def freeze_then_wake(self, stop: Stop, seconds: float) -> None:
+        """Gelé ``seconds``, puis réveillé."""
+        self.process.send_signal(signal.SIGSTOP)
+        stop.wait(seconds)
         self.process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         """Arrêt propre, qui doit finir par le code 0. Lève PipelineError sinon."""
         self.refuse_dead()
-        self.wake()
         self.process.terminate()
         try:
             code = self.process.wait(END_SECONDS)
@@ -87,3 +93,15 @@ def services(*command: str) -> None:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
         raise PipelineError(why) if command[0] in ("up", "restart", "resume") else NotDoneError(why)
+
+
+def written(topic: str) -> int:
+    """Messages écrits dans un topic depuis sa création ; -1 si Kafka ne le dit pas."""
+    consumer = Consumer(admin_config(client_config({})) | {"group.id": topic})
+    try:
+        partitions = consumer.list_topics(topic, timeout=5).topics[topic].partitions
+        return sum(consumer.get_watermark_offsets(TopicPartition(topic, number), 5)[1] for number in partitions)
+    except KafkaException:
+        return -1
+    finally:
+        consumer.close()

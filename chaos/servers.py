@@ -2,23 +2,28 @@
 
 from collections.abc import Callable
 
-from chaos.script import Trial, services
+from chaos.script import NotDoneError, Trial, services
+from commun.kafka import admin_config, client_config
+
+from confluent_kafka import ElectionType, KafkaException
+from confluent_kafka.admin import AdminClient
 
 BROKERS = ("kafka1", "kafka2", "kafka3")
 DATABASES = ("mongodb", "postgres")
 FREEZE_SECONDS = 10.0  # plus que la session d'un broker (6 s)
+LONG_SECONDS = 40.0  # plus que le délai de livraison de l'exercice 2 (30 s) : sa transaction est annulée
 
 
 class Servers:
     """Ce qu'on fait aux serveurs ; chaque panne est réparée avant que sa méthode ne rende la main."""
 
-    def __init__(self, trial: Trial) -> None:
-        self.dice, self.stop = trial.dice, trial.stop
+    def __init__(self, trial: Trial, *, long: bool) -> None:
+        self.dice, self.stop, self.long = trial.dice, trial.stop, long
 
     @property
     def faults(self) -> dict[str, Callable[[], None]]:
-        """Les pannes, et leur nom."""
-        return {
+        """Les pannes, et leur nom ; la plus longue si l'essai l'est assez."""
+        faults: dict[str, Callable[[], None]] = {
             "un broker tué": lambda: self._kill(self.dice.choice(BROKERS)),
             "deux brokers tués à la fois": lambda: self._kill(*self.dice.sample(BROKERS, 2)),
             "un broker gelé plus longtemps que sa session": lambda: self._freeze(self.dice.choice(BROKERS)),
@@ -27,13 +32,26 @@ class Servers:
             "PostgreSQL tué": lambda: self._kill("postgres"),
             "PostgreSQL gelé": lambda: self._freeze("postgres"),
             "tous les serveurs tués à la fois": lambda: self._kill(*BROKERS, *DATABASES),
+            "les chefs de partition déplacés": self.move_leaders,
         }
+        if self.long:
+            faults["deux brokers tués, plus longtemps que le délai de livraison"] = lambda: self._kill(
+                *self.dice.sample(BROKERS, 2), seconds=LONG_SECONDS
+            )
+        return faults
 
-    def _kill(self, *names: str) -> None:
+    def move_leaders(self) -> None:
+        """Après une panne, d'autres brokers mènent les partitions : elles reviennent à leurs chefs d'origine."""
+        try:  # le client 2.16 refuse les délais
+            AdminClient(admin_config(client_config({}))).elect_leaders(ElectionType.PREFERRED, None).result(60)
+        except KafkaException as error:
+            raise NotDoneError(error.args[0].str()) from error
+
+    def _kill(self, *names: str, seconds: float = 0.0) -> None:
         try:
             for name in names:
                 services("kill", name)
-            self.stop.wait(self.dice.uniform(1, 6))
+            self.stop.wait(seconds or self.dice.uniform(1, 6))
         finally:
             services("up")
 

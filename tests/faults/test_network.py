@@ -5,11 +5,11 @@ import signal
 import time
 from collections import Counter
 
+from chaos.network import Network
 from commun.cli import NeverStopped
 from commun.exactly_once import TransactionalProducer
 from commun.kafka import client_config
 from commun.settings import bootstrap_servers
-from exercice2.verification.network import Network
 from tests.lab import BankLab, create, generated, wait_until
 
 

@@ -19,6 +19,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from unittest import mock
 
+from chaos.bank import transactions
+from chaos.verdicts import SIZE, Window, expected_windows, judge_windows
 from commun.cli import NeverStopped
 from commun.kafka import admin_config, client_config, ensure_topics
 from commun.topics import identity
@@ -27,8 +29,6 @@ from exercice2.fenetres.screen import Numbers
 from exercice2.kafka_monitor import CONSUMER_CONFIG
 from exercice2.topic import PARTITIONS
 from exercice2.transactions import Transaction, generate, to_json
-from exercice2.verification.chaos import transactions
-from exercice2.verification.verdicts import SIZE, Window, expected_windows, judge_windows
 from tests.lab import BankLab, Running, headers, wait_until
 
 import msgspec

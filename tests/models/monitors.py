@@ -14,11 +14,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from chaos.verdicts import DELAY, SIZE, Window, expected_windows, judge_windows
 from exercice2 import kafka_monitor
 from exercice2.fenetres import counting, merging
 from exercice2.kafka_monitor import Monitor
 from exercice2.transactions import TYPES, Transaction, to_json
-from exercice2.verification.verdicts import DELAY, SIZE, Window, expected_windows, judge_windows
 from tests.models.cluster import Admin, Record
 from tests.models.cluster import Transaction as KafkaTransaction
 from tests.models.histories import play

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 
+from chaos.verdicts import Window, expected_windows, holes_of, judge, judge_windows
 from exercice2.transactions import generate, number_of
-from exercice2.verification.verdicts import Window, expected_windows, holes_of, judge, judge_windows
 
 import msgspec
 
