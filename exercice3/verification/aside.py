@@ -19,6 +19,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 NAME = "mesure"
+WIPE_SIZE = 5000
 TABLES = "ventes, ventes_chargements, ventes_rejets, ventes_suivi"
 
 
@@ -46,8 +47,9 @@ def wipe() -> None:
     """Vide la base MongoDB à part."""
     with open_client() as mongo:
         database = mongo[NAME]
-        for name in database.list_collection_names():
-            database[name].delete_many({})  # d'abord : SecantusDB efface une collection pleine bien moins vite
+        for name in database.list_collection_names():  # d'abord : SecantusDB efface bien moins vite une base pleine
+            while some := [one["_id"] for one in database[name].find({}, {"_id": 1}).limit(WIPE_SIZE)]:
+                database[name].delete_many({"_id": {"$in": some}})
         mongo.drop_database(NAME)
 
 
