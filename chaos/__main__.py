@@ -78,8 +78,9 @@ class Chaos:
 
     def __init__(self, pipelines: Sequence[Pipeline], trial: Trial, seconds: float) -> None:
         self.pipelines, self.dice, self.stop, self.seconds = pipelines, trial.dice, trial.stop, seconds
+        databases = ("mongodb", "postgres") if any(isinstance(one, Sales) for one in pipelines) else ()
         self.recoveries: defaultdict[str, list[float]] = defaultdict(list)
-        self.faults = Servers(trial, long=seconds >= LONG_RUN).faults
+        self.faults = Servers(trial, databases, long=seconds >= LONG_RUN).faults
         for pipeline in pipelines:
             self.faults |= pipeline.faults
 

@@ -1,6 +1,7 @@
 """Les pannes des serveurs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from chaos.script import NotDoneError, Trial, services
 from commun.kafka import admin_config, client_config
@@ -9,7 +10,6 @@ from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
 BROKERS = ("kafka1", "kafka2", "kafka3")
-DATABASES = ("mongodb", "postgres")
 FREEZE_SECONDS = 10.0  # plus que la session d'un broker (6 s)
 LONG_SECONDS = 40.0  # plus que le délai de livraison de l'exercice 2 (30 s) : sa transaction est annulée
 
@@ -17,8 +17,8 @@ LONG_SECONDS = 40.0  # plus que le délai de livraison de l'exercice 2 (30 s) : 
 class Servers:
     """Ce qu'on fait aux serveurs ; chaque panne est réparée avant que sa méthode ne rende la main."""
 
-    def __init__(self, trial: Trial, *, long: bool) -> None:
-        self.dice, self.stop, self.long = trial.dice, trial.stop, long
+    def __init__(self, trial: Trial, databases: Sequence[str], *, long: bool) -> None:
+        self.dice, self.stop, self.databases, self.long = trial.dice, trial.stop, databases, long
 
     @property
     def faults(self) -> dict[str, Callable[[], None]]:
@@ -27,13 +27,12 @@ class Servers:
             "un broker tué": lambda: self._kill(self.dice.choice(BROKERS)),
             "deux brokers tués à la fois": lambda: self._kill(*self.dice.sample(BROKERS, 2)),
             "un broker gelé plus longtemps que sa session": lambda: self._freeze(self.dice.choice(BROKERS)),
-            "MongoDB tué": lambda: self._kill("mongodb"),
-            "MongoDB gelé": lambda: self._freeze("mongodb"),
-            "PostgreSQL tué": lambda: self._kill("postgres"),
-            "PostgreSQL gelé": lambda: self._freeze("postgres"),
-            "tous les serveurs tués à la fois": lambda: self._kill(*BROKERS, *DATABASES),
+            "tous les serveurs tués à la fois": lambda: self._kill(*BROKERS, *self.databases),
             "les chefs de partition déplacés": self.move_leaders,
         }
+        for name in self.databases:
+            faults[f"{name} tué"] = partial(self._kill, name)
+            faults[f"{name} gelé"] = partial(self._freeze, name)
         if self.long:
             faults["deux brokers tués, plus longtemps que le délai de livraison"] = lambda: self._kill(
                 *self.dice.sample(BROKERS, 2), seconds=LONG_SECONDS
