@@ -41,8 +41,9 @@ class Servers:
 
     def move_leaders(self) -> None:
         """Après une panne, d'autres brokers mènent les partitions : elles reviennent à leurs chefs d'origine."""
-        try:  # le client 2.16 refuse les délais
-            AdminClient(admin_config(client_config({}))).elect_leaders(ElectionType.PREFERRED, None).result(60)
+        admin = AdminClient(admin_config(client_config({})))
+        try:
+            admin.elect_leaders(ElectionType.PREFERRED, None).result(60)  # le client 2.16 refuse les délais
         except KafkaException as error:
             raise NotDoneError(error.args[0].str()) from error
 

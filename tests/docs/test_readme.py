@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from chaos.__main__ import parse_options as parse_chaos
 from commun.settings import ROOT, defaults, setting
 from services.__main__ import parse as parse_services
 from services.stack import Stack
@@ -80,6 +81,8 @@ def check_python(words: list[str]) -> None:
     if words[1:3] == ["-m", "services"]:
         if words[3:]:  # sans rien de plus, c'est le nom du programme, dans une phrase
             parse_services(words[3:])
+    elif words[1:3] == ["-m", "chaos"]:
+        parse_chaos(words[3:])
     elif words[1:3] == ["-m", "pytest"]:
         assert (ROOT / words[3]).is_file(), words
     else:
