@@ -11,15 +11,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from commun.kafka import client_config, delete_topics
-from commun.settings import LOCAL_HOST, postgres_dsn, setting
-from exercice3.collection import open_client
+from commun.settings import LOCAL_HOST, mongo_uri, postgres_dsn, setting
+from exercice3.collection import Document
 from exercice3.schema import apply_schema
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
+from pymongo import MongoClient
 
 NAME = "mesure"
-WIPE_SIZE = 5000
+WIPE_MS = 600_000  # un demi-million de ventes prend une minute à SecantusDB
 TABLES = "ventes, ventes_chargements, ventes_rejets, ventes_suivi"
 
 
@@ -45,11 +46,10 @@ def aside(topic: str) -> Iterator[Path]:
 
 def wipe() -> None:
     """Vide la base MongoDB à part."""
-    with open_client() as mongo:
+    with MongoClient[Document](mongo_uri(), socketTimeoutMS=WIPE_MS) as mongo:
         database = mongo[NAME]
-        for name in database.list_collection_names():  # d'abord : SecantusDB efface bien moins vite une base pleine
-            while some := [one["_id"] for one in database[name].find({}, {"_id": 1}).limit(WIPE_SIZE)]:
-                database[name].delete_many({"_id": {"$in": some}})
+        for name in database.list_collection_names():
+            database[name].delete_many({})  # d'abord : SecantusDB efface une collection pleine bien moins vite
         mongo.drop_database(NAME)
 
 
