@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 unexport CDPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo test test-long test-unit lives lots chaos bench bench-windows bench-views bench-ventes bench-scale mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
+.PHONY: help install doctor demo test test-long test-unit lives lots fuzz chaos bench bench-windows bench-views bench-ventes bench-scale mutants apercu twbx flink compare-windows lint house services stop status reset reconcile psql
 
 help:            ## cette liste
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ compare-windows: services  ## les fenêtres de kafka_monitor.py et celles de Fli
 
 lots: $(VENV)/installed-dev  ## cent mille histoires de consommateurs et d'exports tués au hasard, exercice 3
 	$(BIN)/python -m tests.models.lots 100000
+
+fuzz: $(VENV)/installed-dev  ## un million d'entrées abîmées au hasard, à chaque porte : aucune n'arrête rien
+	$(BIN)/python -m tests.models.fuzz 1000000
 
 lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, puis cent sur Kafka
 	$(BIN)/python -m tests.models.lives 20000

@@ -20,10 +20,12 @@ log = logging.getLogger("pipeline")
 PORT_MAX = 65_535
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL = "info"
+NUMBER_MAX = 1e12  # au-delà, ni une durée ni un nombre de messages n'a de sens
 SLICE_SECONDS = 0.05  # un arrêt demandé pendant une attente est vu au bout de ce temps, sous Windows aussi
 
-# Ce qu'un fichier peut contenir, et qu'un terminal exécuterait au lieu de l'afficher.
+# Ce qu'un fichier peut contenir, et qu'un terminal exécuterait au lieu de l'afficher , ou qui le retourne.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
+_CONTROL |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 # argparse ne parle qu'anglais : ses phrases, et les nôtres.
 _FRENCH = (
@@ -137,21 +139,22 @@ class JsonLines(logging.Formatter):
 
 def port(text: str) -> int:
     """Type d'option : un numéro de port."""
-    if not text.isdecimal() or not 0 < int(text) <= PORT_MAX:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= PORT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} n'est pas un port, entre 1 et {PORT_MAX}")
     return int(text)
 
 
 def positive(kind: Callable[[str], Any] = int, *, zero: bool = False) -> Callable[[str], Any]:
-    """Type d'option : un nombre de type ``kind``, strictement positif (ou nul si ``zero``)."""
+    """Type d'option : un nombre de type ``kind``, strictement positif (ou nul si ``zero``), borné."""
 
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = -1
-        if not (0 < value < float("inf") or (zero and value == 0)):
-            raise argparse.ArgumentTypeError(f"{text!r} n'est pas un nombre {'positif ou nul' if zero else 'positif'}")
+        if not (0 < value < NUMBER_MAX or (zero and value == 0)):
+            kinds = "positif ou nul" if zero else "positif"
+            raise argparse.ArgumentTypeError(f"{text!r} n'est pas un nombre {kinds}, inférieur à mille milliards")
         return value
 
     return convert

@@ -29,6 +29,14 @@ def test_any_history(model: str) -> None:
     assert f"{count} {word}, 0 fautes." in done.stdout
 
 
+def test_a_spoiled_input_is_answered() -> None:
+    """À chaque porte, une entrée abîmée a une réponse ou une erreur prévue."""
+    command = [sys.executable, "-m", "tests.models.fuzz", os.environ.get("FUZZ", "24000")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "entrées, 0 fautes." in done.stdout
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_put_back_is_found(fault: str) -> None:
     """Le modèle voit chaque faute d'autrefois, remise dans le vrai code."""

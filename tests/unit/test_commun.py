@@ -273,6 +273,8 @@ def test_numbers_at_their_bounds() -> None:
     assert positive(float, zero=True)("0") == 0
     for convert, text, sentence in (
         (positive(), "0", "'0' n'est pas un nombre positif"),
+        (positive(float), "1e308", "inférieur à mille milliards"),
+        (port, "9" * 5000, "n'est pas un port"),
         (positive(zero=True), "-1", "'-1' n'est pas un nombre positif ou nul"),
         (positive(float, zero=True), "-0.5", "'-0.5' n'est pas un nombre positif ou nul"),
     ):
