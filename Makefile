@@ -105,8 +105,9 @@ lots: $(VENV)/installed-dev  ## cent mille histoires de consommateurs et d'expor
 fuzz: $(VENV)/installed-dev  ## un million d'entrées abîmées au hasard, à chaque porte : aucune n'arrête rien
 	$(BIN)/python -m tests.models.fuzz 1000000
 
-lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, puis cent sur Kafka
+lives: $(VENV)/installed-dev services  ## vingt mille vies de fichiers au hasard devant le lecteur de l'exercice 1, dix mille disputes, cent vies sur Kafka
 	$(BIN)/python -m tests.models.lives 20000
+	$(BIN)/python -m tests.models.claims 10000
 	$(BIN)/python -m tests.models.kafka_lives 100
 
 MUTANTS ?=
