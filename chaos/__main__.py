@@ -116,10 +116,10 @@ class Chaos:
 
     def report(self) -> int:
         """Les comptes, sur la sortie ; rend le nombre de fautes."""
-        print(f"\n{'panne':<52}{'fois':>6}{'médiane':>10}{'au pire':>10}")
+        print(f"\n{'panne':<60}{'fois':>6}{'médiane':>10}{'au pire':>10}")
         for name, times in sorted(self.recoveries.items()):
             half, most = french_number(statistics.median(times), 1), french_number(max(times), 1)
-            print(f"{name:<52}{len(times):>6}{half + ' s':>10}{most + ' s':>10}")
+            print(f"{name:<60}{len(times):>6}{half + ' s':>10}{most + ' s':>10}")
         print("\nÀ droite : le temps, la panne réparée, avant que tout avance de nouveau.\n")
         faults = 0
         for pipeline in self.pipelines:
