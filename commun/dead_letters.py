@@ -110,9 +110,10 @@ def read_lines(path: Path) -> list[tuple[int, Line]]:
             letter = json.loads(line)
             if not isinstance(letter, dict) or not isinstance(letter["valeur"], str):
                 raise TypeError
+            name = name_of(letter)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PipelineError(f"{path}, ligne {number} : ce n'est pas une lettre. Rien n'est renvoyé.") from error
-        if seen.setdefault(name_of(letter), letter["valeur"]) != letter["valeur"]:
+        if seen.setdefault(name, letter["valeur"]) != letter["valeur"]:
             raise PipelineError(
                 f"{path}, ligne {number} : cette lettre y est deux fois, autrement. Rien n'est renvoyé."
             )

@@ -32,6 +32,7 @@ from commun.cli import Stop, Stopped, french_number
 from commun.kafka import Config, Headers, admin_config, connect, count_partitions, refusal, send
 from commun.topics import CALL_SECONDS, read_topic
 
+import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 log = logging.getLogger("pipeline")
@@ -63,6 +64,17 @@ def refuse_several_partitions(config: Config, topic: str) -> None:
             f"Le topic {name} a {count} partitions, et il en faut une seule, où les positions se suivent : effacez-le "
             "s'il n'a jamais servi, ou prenez un autre --topic."
         )
+
+
+def read_position(value: bytes, kind: type[T]) -> T:
+    """La position que dit un message ; une version plus ancienne en disait moins. Lève PipelineError."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PipelineError(
+            f"Une position retenue dans Kafka ne se lit pas ({error}) : un autre programme a écrit dans le topic des "
+            "positions. Rien n'est envoyé : repartir du début doublerait tout."
+        ) from error
 
 
 def patiently(call: Callable[[], T], stop: Stop) -> T:

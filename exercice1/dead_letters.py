@@ -23,7 +23,7 @@ def again(letter: Line) -> Ready:
     """L'objet JSON d'une lettre réparée, sous la clé de son fichier."""
     try:
         value = json.loads(letter["valeur"], parse_constant=_refused)  # NaN et Infinity ne sont pas du JSON
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("« valeur » est encore la ligne du CSV : un objet JSON est attendu") from error
     if not isinstance(value, dict) or not value:
         raise ValueError("un objet JSON est attendu")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 from commun.csv_header import Header
+from commun.exactly_once import read_position
 
 import msgspec
 
@@ -73,8 +74,8 @@ class Saved:
 
     @staticmethod
     def decode(value: bytes) -> "Saved":
-        """Le retour ; une version plus ancienne en disait moins."""
-        return msgspec.json.decode(value, type=Saved)
+        """Le retour ; lève PipelineError si ce n'en est pas une."""
+        return read_position(value, Saved)
 
 
 def too_many_names(header: Header) -> bool:

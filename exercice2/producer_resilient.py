@@ -24,7 +24,7 @@ from pathlib import Path
 from commun import Aborted, PipelineError
 from commun.cli import Parser, Stop, Stopped, french_number, positive, run
 from commun.contracts import TRANSACTION, header
-from commun.exactly_once import POSITIONS_CONFIG, Positions
+from commun.exactly_once import POSITIONS_CONFIG, Positions, read_position
 from commun.kafka import (
     DEAD_LETTER_BYTES,
     Config,
@@ -158,7 +158,7 @@ class Sender:
     def _resume(self, positions: dict[bytes, bytes]) -> None:
         """La source, à la position confirmée."""
         value = positions.get(self._name)
-        saved = msgspec.json.decode(value, type=Saved) if value else Saved()
+        saved = read_position(value, Saved) if value else Saved()
         self.taken, self._items = self.source.resume(saved)
         self.rows = self.taken
 

@@ -31,8 +31,6 @@ from exercice3 import confirmations, lots, rows, ventes
 from exercice3 import dead_letters as letters3
 from exercice3.verification import point
 
-import msgspec
-
 NOW, LOCAL_NOW = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 2)
 CHUNK = 2000  # entrées par tâche
 ODD = (
@@ -164,7 +162,7 @@ DOORS: dict[str, Door] = {
     "options": (
         (b"12", b"1.5", b"30d", b"2026-01-31T08:00Z", b"0:1500,3:12", b"montant_total > 10000", b"8083"), options, (),
     ),
-    "position d'un fichier": ((SAVED,), Saved.decode, (msgspec.MsgspecError, UnicodeDecodeError)),
+    "position d'un fichier": ((SAVED,), Saved.decode, (PipelineError,)),
     "confirmations": (
         (CONFIRMED,), lambda data: confirmations.read_promises([data]), (),
     ),

@@ -21,6 +21,7 @@ from commun.cli import NeverStopped, Parser, Stop, duration, french_number, port
 from commun.kafka import FromBeginning, client_config, ensure_topics, kafka_options
 from commun.settings import ROOT, setting
 from exercice1 import producer as csv_producer
+from exercice1.fingerprint import Saved
 from exercice2 import consumer_resilient, producer_resilient
 from exercice3 import producer as ventes_producer
 
@@ -451,3 +452,10 @@ def test_a_silence_is_not_a_refusal(monkeypatch: pytest.MonkeyPatch, answers: li
     admin.describe_configs.side_effect = KafkaException(KafkaError(KafkaError._TIMED_OUT))
     with pytest.raises(PipelineError, match=said) if said else contextlib.nullcontext():
         ensure_topics(client_config({}), NewTopic("t", 1, 1))
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff", b"[]", b'{"inode": "x"}', b'{"x": ' + b"[" * 5000])
+def test_a_position_that_cannot_be_read(value: bytes) -> None:
+    """Un autre programme a écrit sous la clé d'un fichier : dit, et rien ne part."""
+    with pytest.raises(PipelineError, match="ne se lit pas"):
+        Saved.decode(value)

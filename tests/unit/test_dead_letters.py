@@ -28,7 +28,13 @@ def test_a_letter_told_twice_is_one_letter() -> None:
     assert name_of(letter | {"valeur": "réparée"}) == letter["lettre"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"valeur": 1}', "\n\n12"])
+def test_a_letter_too_deep_is_still_to_repair() -> None:
+    """Des crochets sans fin dans « valeur » : la lettre reste à réparer, comme toute autre."""
+    with pytest.raises(ValueError, match="un objet JSON est attendu"):
+        csv_letters.again({"valeur": "[" * 5000})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"valeur": 1}', "\n\n12", '{"valeur": "\\ud800"}'])
 def test_what_is_not_a_letter_is_said(tmp_path: Path, content: str) -> None:
     """Le fichier, la ligne, et que rien n'est renvoyé."""
     path = tmp_path / "lettres.jsonl"
