@@ -11,16 +11,14 @@ from functools import partial
 
 from chaos.apart import Apart, judge_apart
 from chaos.network import Network
-from chaos.script import NotDoneError, Script, Trial, written
+from chaos.script import NotDoneError, Script, Trial, messages, written
 from chaos.verdicts import Window, WindowsVerdict, expected_windows, holes_of, judge, judge_windows
 from commun import PipelineError
 from commun.kafka import admin_config, client_config
-from commun.topics import read_topic
 from exercice2.transactions import Transaction, parse
 
 import msgspec
 from confluent_kafka import KafkaException, Message
-from confluent_kafka.admin import AdminClient
 
 CONSUMERS, MONITORS = 3, 2
 FREEZE_SECONDS = 10.0  # plus que la session d'un consommateur (6 s)
@@ -152,15 +150,10 @@ class Bank:
         counts = [("transactions confirmées", len(self.confirmed)), ("fenêtres attendues", expected), *wrong]
         return counts, sum(count for _, count in wrong) + (not expected)
 
-    def read(self, topic: str) -> Iterator[Message]:
-        """Messages lisibles en read_committed, dans l'ordre de chaque partition."""
-        partitions = AdminClient(self.config).list_topics(topic, timeout=30).topics[topic].partitions
-        return read_topic(self.config, topic, partitions, self.stop)
-
     def read_ids(self, topic: str) -> list[list[str]]:
         """Identifiants des transactions d'un topic, partition par partition."""
         found: dict[int, list[str]] = defaultdict(list)
-        for message in self.read(topic):
+        for message in messages(topic):
             found[message.partition() or 0].append(msgspec.json.decode(message.value() or b"", type=Identified).id)
         return list(found.values())
 
@@ -171,9 +164,9 @@ class Bank:
 
     def judge_windows(self) -> tuple[int, WindowsVerdict]:
         """Nombre de fenêtres attendues, recalculées à partir du topic, et ce qui a été publié à la place."""
-        expected = expected_windows(transactions(self.read(self.topic)), "type", timedelta(seconds=1))
+        expected = expected_windows(transactions(messages(self.topic)), "type", timedelta(seconds=1))
         decode = msgspec.json.Decoder(Window).decode
-        published = (decode(message.value() or b"") for message in self.read(self.windows))
+        published = (decode(message.value() or b"") for message in messages(self.windows))
         return len(expected), judge_windows(expected, published)
 
     def close(self) -> None:
@@ -182,10 +175,10 @@ class Bank:
             script.kill()
 
 
-def transactions(messages: Iterable[Message]) -> Iterator[tuple[int, Transaction]]:
+def transactions(found: Iterable[Message]) -> Iterator[tuple[int, Transaction]]:
     """Partition et transaction de chaque message."""
     now = datetime.now(UTC)
-    return ((message.partition() or 0, parse(message.value(), now)) for message in messages)
+    return ((message.partition() or 0, parse(message.value(), now)) for message in found)
 
 
 class Identified(msgspec.Struct):

@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos.script import Script, Trial, written
+from chaos.script import Script, Trial, messages, written
 from commun import PipelineError
-from commun.kafka import admin_config, client_config
-from commun.topics import read_topic
 
 import msgspec
-from confluent_kafka.admin import AdminClient
 
 FREEZE_SECONDS = 10.0
 TURN_SECONDS = 4.0  # en moyenne, entre deux rotations
@@ -83,10 +80,8 @@ class Rows:
 
     def read(self) -> list[int]:
         """Les numéros arrivés, dans l'ordre : le fichier n'a qu'une clé, donc une partition."""
-        config = client_config({})
-        partitions = AdminClient(admin_config(config)).list_topics(self.topic, timeout=30).topics[self.topic].partitions
         decode = msgspec.json.Decoder(Line).decode
-        return [int(decode(message.value() or b"").numero) for message in read_topic(config, self.topic, partitions)]
+        return [int(decode(message.value() or b"").numero) for message in messages(self.topic)]
 
     def settle(self) -> None:
         """La dernière ligne est écrite, et arrivée."""

@@ -8,15 +8,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from chaos.script import NotDoneError, Script, Trial
+from chaos.script import NotDoneError, Script, Trial, messages
 from commun import PipelineError
 from commun.kafka import admin_config, client_config
 from commun.settings import ROOT, postgres_dsn
-from commun.topics import read_topic
 
 import psycopg2
-from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Producer
 
 FREEZE_SECONDS = 12.0  # plus que la session d'un consommateur (10 s)
 LOOK_SECONDS = 0.5
@@ -157,12 +155,7 @@ class Sales:
 
     def _letters(self) -> set[tuple[bytes | str | None, ...]]:
         """Les places d'origine des lettres mortes."""
-        config, topic = client_config({}), f"{self.topic}-dlq"
-        try:
-            partitions = AdminClient(admin_config(config)).list_topics(topic, timeout=30).topics[topic].partitions
-            headers = [dict(message.headers() or ()) for message in read_topic(config, topic, partitions, self.stop)]
-        except KafkaException as error:
-            raise PipelineError(f"Les lettres mortes ne se lisent pas : {error.args[0].str()}.") from error
+        headers = [dict(message.headers() or ()) for message in messages(f"{self.topic}-dlq")]
         return {(one.get("dlq.partition"), one.get("dlq.offset")) for one in headers}
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from commun import PipelineError
 from commun.cli import Stop
 from commun.kafka import admin_config, client_config
 from commun.settings import ROOT
+from commun.topics import read_topic
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 END_SECONDS = 120.0
 
@@ -105,3 +107,10 @@ def written(topic: str) -> int:
         return -1
     finally:
         consumer.close()
+
+
+def messages(topic: str) -> Iterator[Message]:
+    """Messages d'un topic, lisibles en read_committed, dans l'ordre de chaque partition."""
+    config = client_config({})
+    partitions = AdminClient(admin_config(config)).list_topics(topic, timeout=30).topics[topic].partitions
+    return read_topic(config, topic, partitions)
